@@ -1,0 +1,49 @@
+# Two commands to start with: `make demo` and `make test`. Each alone, on a fresh clone, sets up what it needs.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# the first Python here that the project supports
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: demo test test-slow check format bench clean
+
+demo: $(VENV)/.plain  ## make motion, tokenize it, verify the tokens
+	$(BIN)/motion-tokens demo out/demo
+
+test: $(VENV)/.dev  ## everything but the slow tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev  ## tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.dev  ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.plain  ## speed of the whole job against a plain script; about 15 minutes
+	$(BIN)/motion-tokens bench pipeline --json out/bench.json
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install it, or say make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.plain: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) (some minutes the first time)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) (some minutes the first time)"
+	$(PIP) -e '.[all]'
+	@touch $@ $(VENV)/.plain
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info

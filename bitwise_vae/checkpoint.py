@@ -1,0 +1,190 @@
+"""Checkpoints: bytes of a file to a checked BitwiseVAE and back, and the digests that name its weights.
+
+Opens local paths only; everything else goes through bytes. Never runs code that a file holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from bitwise_vae.checkpoint_config import Overrides, config_from_shapes, require_state, stated_layers
+from bitwise_vae.checkpoint_tensors import CheckpointError, tensors_from_bytes, vae_state
+from bitwise_vae.config import BitwiseVAEConfig
+from bitwise_vae.model import BitwiseVAE
+from bitwise_vae.transformer import prev_this_mask
+
+__all__ = [
+    "CheckpointError",
+    "checkpoint_bytes",
+    "load_checkpoint",
+    "random_checkpoint",
+    "read_checkpoint",
+    "statistics_digest",
+    "weights_digest",
+    "write_checkpoint",
+]
+
+
+RANDOM_GAINS = {"to_qkv": 2.0, "code_mapping": 0.03, "out_mapping": 0.3}
+"""Gains of random weights: attention that chooses, latents as long as codes, motion within a few deviations."""
+
+
+def load_checkpoint(
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    overrides: Overrides = None,
+    *,
+    preset: str | None = None,
+) -> BitwiseVAE:
+    """Reads a model from a local path, with the JSON of its name beside it if any, or from bytes.
+
+    Args:
+        source: a path that ends in .pt, .pth or .safetensors; or the content of such a file.
+        overrides: configuration values (mapping or JSON, some or all) that win over all others.
+        preset: a name in PRESETS.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`; or the path cannot be read.
+    """
+    if isinstance(source, bytes):
+        return read_checkpoint(source, "checkpoint bytes", None, overrides, preset=preset)
+    if not isinstance(source, str | os.PathLike):
+        name = str(getattr(source, "name", "checkpoint file"))
+        return read_checkpoint(source.read(), name, None, overrides, preset=preset)
+    path = Path(source)
+    sidecar = path.with_suffix(".json")
+    try:
+        data = path.read_bytes()
+        sidecar_json = sidecar.read_text(encoding="utf-8") if sidecar.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    return read_checkpoint(data, str(path), sidecar_json, overrides, preset=preset)
+
+
+def read_checkpoint(
+    data: bytes,
+    name: str,
+    sidecar_json: str | None = None,
+    overrides: Overrides = None,
+    *,
+    preset: str | None = None,
+) -> BitwiseVAE:
+    """Reads a model from a checkpoint's bytes, in evaluation mode on the CPU, as float32.
+
+    Sizes are read off the weights; num_heads, patch_nums, fps and motion_groups come from safetensors
+    metadata (key `config`, JSON), sidecar, preset and overrides, the later winning. An absent fps is 25.
+
+    Args:
+        data: a whole .pt, .pth or .safetensors file.
+        name: its name; stands in messages, and its suffix says the format (the content does without one).
+        sidecar_json: content of the JSON beside it.
+        overrides: configuration values (mapping or JSON, some or all).
+        preset: a name in PRESETS.
+
+    Raises:
+        CheckpointError: an unreadable file, another architecture, missing or contradicting configuration,
+            a shape that does not fit it, or numbers that no model can have.
+    """
+    content, metadata = tensors_from_bytes(data, name)
+    state = vae_state(content, name)
+    layers = stated_layers(metadata, sidecar_json, preset, overrides, name)
+    return _model_from_state(config_from_shapes(state, layers, name), state, name)
+
+
+def checkpoint_bytes(model: BitwiseVAE) -> bytes:
+    """Writes a model as safetensors with its configuration: `read_checkpoint` needs nothing else."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    values = {**model.config.to_dict(), "num_tokens": model.config.num_tokens}
+    metadata = {"config": json.dumps(values, sort_keys=True)}
+    return save_safetensors(state, metadata)
+
+
+def write_checkpoint(model: BitwiseVAE, path: str | os.PathLike[str]) -> None:
+    """Writes `checkpoint_bytes` to a local path that ends in .safetensors, whole or not at all.
+
+    Raises:
+        CheckpointError: the path has another suffix.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: checkpoints are written as safetensors, name it {path.stem}.safetensors")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(checkpoint_bytes(model))
+    partial.replace(path)
+
+
+def weights_digest(model: BitwiseVAE) -> str:
+    """SHA-256 (hex) over name, type, shape and bytes of all parameters and of the motion statistics."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if name != "attn_mask"}
+    return _digest(state)
+
+
+def statistics_digest(model: BitwiseVAE) -> str:
+    """SHA-256 (hex) over motion_mean and motion_std alone."""
+    return _digest({"motion_mean": model.motion_mean, "motion_std": model.motion_std})
+
+
+def random_checkpoint(config: BitwiseVAEConfig, mean: ArrayLike, std: ArrayLike, seed: int) -> BitwiseVAE:
+    """Makes an untrained model whose bits tell windows apart, for tests, demos and benchmarks.
+
+    Equal arguments give equal weights on any machine: all draws are uniform, from a generator of their own.
+
+    Args:
+        config: the sizes.
+        mean: (M,) of the motion, in its units.
+        std: (M,) likewise, above 0.
+        seed: any whole number.
+
+    Raises:
+        CheckpointError: the statistics do not fit the configuration, or are no finite numbers above 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in BitwiseVAE(config).state_dict().items()}
+    state = {name: _random_weight(name, shape, generator) for name, shape in shapes.items()}
+    state["attn_mask"] = prev_this_mask(config.window_frames)
+    state["motion_mean"] = torch.from_numpy(np.array(mean, dtype=np.float32))
+    state["motion_std"] = torch.from_numpy(np.array(std, dtype=np.float32))
+    return _model_from_state(config, state, "random checkpoint")
+
+
+def _random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    draws = torch.rand(shape, generator=generator) * 2 - 1
+    if name.endswith("norm.weight"):
+        return 1 + 0.2 * draws
+    if len(shape) == 1:
+        return 0.2 * draws
+    if name.endswith("pos_embed"):
+        return draws / math.sqrt(shape[-1])
+    gain = next((gain for part, gain in RANDOM_GAINS.items() if part in name), 1.0)
+    return draws * gain * math.sqrt(3 / shape[-1])
+
+
+def _model_from_state(config: BitwiseVAEConfig, state: Mapping[str, Tensor], name: str) -> BitwiseVAE:
+    """Builds the model around copies of the tensors, without drawing a single random number."""
+    with torch.device("meta"):
+        model = BitwiseVAE(config)
+    require_state(state, model.state_dict(), name)
+    copies = {key: tensor.to(torch.float32, copy=True).contiguous() for key, tensor in state.items()}
+    model.load_state_dict(copies, assign=True)
+    return model.eval()
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,94 @@
+"""The command bench: runs a suite, prints its results beside their baselines, and writes them as JSON.
+
+A suite is a function of a request; adding one is a line in `SUITES`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from jobs.bench_pipeline import measure_pipeline
+from jobs.bench_result import SPREAD, BenchRequest, BenchResult, Report, Suite
+from jobs.run_record import hardware, versions
+from pipeline.errors import ConfigError
+from pipeline.job_config import load_config
+from pipeline.storage import Folder
+
+SUITES: dict[str, Suite] = {"pipeline": measure_pipeline}
+
+
+def run_bench(suite: str, json_file: Path | None, windows: int, repeats: int, precision: str, console: Console) -> None:
+    """Measure, print, and write the results where a file is named.
+
+    Args:
+        windows: of motion to tokenize in a run.
+        repeats: runs of each side, interleaved.
+        precision: float32, float16 or bfloat16 of our side; baselines compute in float32.
+
+    Raises:
+        ConfigError: no such suite or precision.
+        DataError: the two sides do not agree about the tokens.
+    """
+    if suite not in SUITES:
+        raise ConfigError(f"no suite {suite!r}; there are: {', '.join(sorted(SUITES))}")
+    request = BenchRequest(windows, repeats, load_config(None, [f"precision={precision}"], "options"))
+    with _progress(console) as report:
+        results = SUITES[suite](request, report)
+    console.print(results_table(results))
+    if json_file is not None:
+        Folder(str(json_file.parent)).publish(json_file.name, results_json(results))
+        console.print(f"results in {json_file}", highlight=False, soft_wrap=True)
+
+
+def results_json(results: Sequence[BenchResult]) -> bytes:
+    """Return the text of the JSON file: results, how spread is meant, hardware and versions."""
+    tree = {
+        "results": [result.to_json() for result in results],
+        "spread_is": SPREAD,
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+    return (json.dumps(tree, indent=1) + "\n").encode()
+
+
+def results_table(results: Sequence[BenchResult]) -> Table:
+    """Return the results as a person reads them."""
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("measured")
+    for title in ("median", "spread", "baseline", "ratio"):
+        table.add_column(title, justify="right")
+    table.add_column("unit")
+    for result in results:
+        row = result.to_json()
+        baseline, ratio = row["baseline"], row["ratio"]
+        table.add_row(
+            result.name,
+            f"{row['median']:g}",
+            f"{row['spread']:g}",
+            "" if baseline is None else f"{baseline:g}",
+            "" if ratio is None else f"[bold]{ratio:.2f}[/bold]",
+            result.unit,
+        )
+    return table
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Report]:
+    """Show a bar in a terminal, a line a step elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("bench", total=None)
+
+        def report(step: str, num_done: int, num_steps: int) -> None:
+            progress.update(bar, description=step, completed=num_done, total=num_steps)
+            if not console.is_terminal:
+                console.print(f"{num_done}/{num_steps} {step}", highlight=False)
+
+        yield report

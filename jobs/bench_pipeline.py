@@ -1,0 +1,273 @@
+"""The suite pipeline: the whole job against a plain script, on the same files, checked bit for bit.
+
+Knows how to make the data and to run both sides; counts and JSON are bench_result.py's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bitwise_vae.bits import pack_bits
+from bitwise_vae.config import BitwiseVAEConfig
+from jobs.bench_result import BenchRequest, BenchResult, Report
+from jobs.procedural_motion import MOTION_DIM, motion_statistics, speech_motion
+from jobs.session import open_session
+from pipeline.errors import DataError
+from pipeline.manifest import Manifest
+from pipeline.observer import JobObserver
+from pipeline.storage import Folder
+from pipeline.tokenize_job import JobRecord, TokenizeRequest, tokenize_dataset
+
+SUITE = "pipeline"
+BASELINE_NAME = "DataLoader, quant_to_vqidx in batches of 32, np.save of int32; float32"
+
+MAX_CLIP_WINDOWS, CLIPS_PER_FILE = 30, 8
+DATA_SEED, CODEC_SEED, NUM_STATISTICS_CLIPS = 7, 11, 64
+WARM_UP_WINDOWS = 32
+
+MAX_FLIP_SHARE = {"float32": 1e-5, "float16": 0.05, "bfloat16": 0.05}
+"""Share of bits that may differ from the baseline's, which computes in float32."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Motion files and a codec in one folder."""
+
+    folder: Folder
+    files: tuple[str, ...]
+    num_windows: int
+
+    @property
+    def checkpoint(self) -> str:
+        return self.folder.url_of("codec.safetensors")
+
+
+@dataclass(frozen=True)
+class _Ours:
+    manifest: Manifest
+    seconds: float
+    start_s: float
+    executor: str
+    record: JobRecord
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    seconds: float
+    windows: int
+    torch_threads: int
+
+
+@dataclass(frozen=True)
+class BitCheck:
+    """How many bits were compared, and how many differ."""
+
+    num_bits: int
+    num_flipped: int
+
+    @property
+    def share(self) -> float:
+        """Share of the bits that differ."""
+        return self.num_flipped / self.num_bits
+
+
+def measure_pipeline(request: BenchRequest, report: Report) -> list[BenchResult]:
+    """Run job and baseline in turn, each in a fresh folder, and compare what they wrote.
+
+    A job is timed from the open session to the published dataset, the start of its actors included; the baseline
+    from the end of its imports to its last file. One run of each on a small input goes before and is not counted.
+
+    Raises:
+        DataError: windows are missing, or more bits differ than `MAX_FLIP_SHARE` allows.
+    """
+    ours: list[_Ours] = []
+    theirs: list[_Baseline] = []
+    checks: list[BitCheck] = []
+    num_steps = 2 * request.repeats + 3
+    with tempfile.TemporaryDirectory(prefix="motion-tokens-bench-") as place:
+        report("making motion", 0, num_steps)
+        small = make_data(Folder(f"{place}/small"), min(request.windows, WARM_UP_WINDOWS), request.codec)
+        data = make_data(Folder(f"{place}/data"), request.windows, request.codec)
+        for repeat in range(-1, request.repeats):
+            source, name = (data, f"{repeat + 1} of {request.repeats}") if repeat >= 0 else (small, "warm-up")
+            with tempfile.TemporaryDirectory(dir=place) as run_place:
+                output, baseline_output = Folder(f"{run_place}/tokens"), Folder(f"{run_place}/baseline")
+                report(f"job, {name}", 2 * repeat + 3, num_steps)
+                job = _run_job(source, output, request)
+                report(f"baseline, {name}", 2 * repeat + 4, num_steps)
+                script = run_baseline(source, baseline_output)
+                check = check_bits(output, job.manifest, baseline_output, source.num_windows)
+                require_agreement(check, request.config.precision)
+            if repeat >= 0:
+                ours.append(job)
+                theirs.append(script)
+                checks.append(check)
+        report("done", num_steps, num_steps)
+    return _results(request, ours, theirs, checks)
+
+
+def clip_lengths(num_windows: int, window_frames: int) -> list[int]:
+    """Return frames of clips of 1 to 30 windows that hold exactly so many at a stride of one window.
+
+    A clip of n frames, at least one window, holds ceil(n / window_frames): frames left over give one more.
+    """
+    rng = np.random.Generator(np.random.PCG64(DATA_SEED))
+    lengths = []
+    while num_windows:
+        count = min(int(rng.integers(1, MAX_CLIP_WINDOWS, endpoint=True)), num_windows)
+        lengths.append(window_frames * count - (int(rng.integers(0, window_frames)) if count > 1 else 0))
+        num_windows -= count
+    return lengths
+
+
+def make_data(folder: Folder, num_windows: int, config: BitwiseVAEConfig) -> _Data:
+    """Write Parquet motion files of so many windows, and a codec with random weights."""
+    from bitwise_vae.checkpoint import checkpoint_bytes, random_checkpoint
+
+    lengths = clip_lengths(num_windows, config.window_frames)
+    clips = [speech_motion(length, index, config.fps) for index, length in enumerate(lengths)]
+    files = []
+    for first in range(0, len(clips), CLIPS_PER_FILE):
+        files.append(f"motion/{first // CLIPS_PER_FILE:04d}.parquet")
+        folder.publish(files[-1], _parquet(clips[first : first + CLIPS_PER_FILE], first, config.fps))
+    mean, std = motion_statistics(clips[:NUM_STATISTICS_CLIPS])
+    folder.publish("codec.safetensors", checkpoint_bytes(random_checkpoint(config, mean, std, CODEC_SEED)))
+    return _Data(folder, tuple(files), num_windows)
+
+
+def run_baseline(data: _Data, output: Folder) -> _Baseline:
+    """Run the plain script in a process of its own and return what it measured.
+
+    Raises:
+        DataError: the script failed.
+    """
+    files = [data.folder.url_of(path) for path in data.files]
+    command = [sys.executable, "-m", "jobs.bench_baseline", *files]
+    options = ["--checkpoint", data.checkpoint, "--output", output.url]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DataError(f"the baseline failed: {done.stderr.strip()[-2000:]}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return _Baseline(found["seconds"], found["windows"], found["torch_threads"])
+
+
+def check_bits(output: Folder, manifest: Manifest, baseline: Folder, num_windows: int) -> BitCheck:
+    """Compare every window of our Parquet shards with the baseline's file of its clip.
+
+    Raises:
+        DataError: a window is missing, there twice, or not the baseline's.
+    """
+    codec = manifest.contract.codec
+    tables = [pq.read_table(io.BytesIO(output.read(shard.path))) for shard in manifest.shards["parquet"]]
+    rows = pa.concat_tables(tables).select(["clip_id", "start_frame", "prev_bits", "this_bits"])
+    rows = rows.sort_by([("clip_id", "ascending"), ("start_frame", "ascending")])
+    if rows.num_rows != num_windows:
+        raise DataError(f"wanted {num_windows} windows, the job wrote {rows.num_rows}")
+    packed = np.stack([_bytes_of(rows[name], codec.half_bytes) for name in ("prev_bits", "this_bits")], axis=1)
+    clip_ids, firsts, counts = np.unique(rows["clip_id"].to_numpy(), return_index=True, return_counts=True)
+    names = {file.path for file in baseline.list_files()}
+    if names != {f"{clip_id}.npy" for clip_id in clip_ids}:
+        raise DataError(f"the job tokenized {len(clip_ids)} clips, the baseline {len(names)}, and not the same ones")
+    num_flipped = 0
+    for clip_id, first, count in zip(clip_ids, firsts, counts, strict=True):
+        bits = np.load(io.BytesIO(baseline.read(f"{clip_id}.npy")), allow_pickle=False)
+        if len(bits) != count:
+            raise DataError(f"clip {clip_id}: the job wrote {count} windows, the baseline {len(bits)}")
+        theirs = pack_bits(bits).reshape(int(count), 2, codec.half_bytes)
+        num_flipped += int(np.unpackbits(packed[first : first + count] ^ theirs).sum())
+    return BitCheck(packed.size * 8, num_flipped)
+
+
+def require_agreement(check: BitCheck, precision: str) -> None:
+    """Raise DataError where more bits differ than the precision explains."""
+    limit = MAX_FLIP_SHARE[precision]
+    if check.share > limit:
+        raise DataError(
+            f"{check.num_flipped:,} of {check.num_bits:,} bits differ from the baseline's, a share of"
+            f" {check.share:.2g}; {precision} explains {limit:g} at most: the speeds say nothing until they agree"
+        )
+
+
+def _run_job(data: _Data, output: Folder, request: BenchRequest) -> _Ours:
+    job = TokenizeRequest((data.folder.url_of("motion"),), output.url, data.checkpoint, None, None, request.config)
+    with open_session(request.config.run) as session:
+        begin, record = time.perf_counter(), JobRecord()
+        manifest = tokenize_dataset(job, session.executor, JobObserver(), record)
+        seconds = time.perf_counter() - begin
+    return _Ours(manifest, seconds, session.start_s, session.executor.name, record)
+
+
+def _results(
+    request: BenchRequest, ours: Sequence[_Ours], theirs: Sequence[_Baseline], checks: Sequence[BitCheck]
+) -> list[BenchResult]:
+    wrong = [script.windows for script in theirs if script.windows != request.windows]
+    if wrong:
+        raise DataError(f"wanted {request.windows} windows, the baseline tokenized {wrong[0]}")
+    codec = request.codec
+    details = {
+        "windows": request.windows,
+        "repeats": request.repeats,
+        "executor": ours[0].executor,
+        "batch_size": ours[0].manifest.contract.corpus.batch_size,
+        "codec": {"hidden_dim": codec.hidden_dim, "depth": codec.depth, "num_heads": codec.num_heads},
+        "baseline_torch_threads": theirs[0].torch_threads,
+        "job_seconds": [round(job.seconds, 3) for job in ours],
+        "baseline_seconds": [round(script.seconds, 3) for script in theirs],
+        "seconds": [_rounded(job.record.seconds) for job in ours],
+        "stage_seconds": [_rounded(job.record.stage_seconds) for job in ours],
+        "bits": {
+            "compared": sum(check.num_bits for check in checks),
+            "different": sum(check.num_flipped for check in checks),
+        },
+    }
+    whole_job = BenchResult(
+        SUITE,
+        f"whole job, local Parquet, {request.config.precision}",
+        "windows/s",
+        tuple(request.windows / job.seconds for job in ours),
+        BASELINE_NAME,
+        tuple(request.windows / script.seconds for script in theirs),
+        details,
+    )
+    start = f"{ours[0].executor} session start, not in the job's time"
+    return [whole_job, BenchResult(SUITE, start, "s", tuple(job.start_s for job in ours))]
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def _parquet(clips: Sequence[npt.NDArray[np.float32]], first: int, fps: float) -> bytes:
+    """Return a row a clip, motion as a list of frames of fixed size."""
+    frames = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(clips).reshape(-1)), MOTION_DIM)
+    edges = np.cumsum([0, *(len(clip) for clip in clips)])
+    table = pa.table(
+        {
+            "clip_id": [f"clip-{first + index:06d}" for index in range(len(clips))],
+            "fps": pa.array([fps] * len(clips), pa.float32()),
+            "motion": pa.ListArray.from_arrays(pa.array(edges, pa.int32()), frames),
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def _bytes_of(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.uint8]:
+    """Return a column of fixed-size binary as (rows, width)."""
+    array = column.combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    values = np.frombuffer(array.buffers()[1], np.uint8)
+    return values[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)

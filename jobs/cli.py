@@ -1,0 +1,208 @@
+"""The command `motion-tokens`: options to requests, errors to messages and exit codes.
+
+Knows no data: each command calls one function of the pipeline.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.errors import ConfigError, MotionTokensError
+from pipeline.job_config import JobConfig, load_config
+
+EXIT_WRONG_DATA, EXIT_INTERNAL, EXIT_STOPPED = 1, 70, 143
+
+app = typer.Typer(
+    name="motion-tokens",
+    help="Turns collections of face motion into token shards for autoregressive models.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", "-c", help="Codec weights: .safetensors, .pt or .pth; file or URL.")
+]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="run.yaml; options on the command line win over it.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, for example window.stride=50. Repeatable.")
+]
+Formats = Annotated[str | None, typer.Option("--format", help="parquet, webdataset, or both with a comma (default).")]
+Local = Annotated[bool, typer.Option("--local", help="A plain loop in this process, without Ray.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Tokenizer actors; default: one a GPU, else one.")
+]
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "  motion-tokens tokenize motion/ tokens/ --checkpoint vae.safetensors\n\n"
+    "  motion-tokens tokenize s3://bucket/motion s3://bucket/tokens -c vae.pt --preset artalk --set input.fps=25\n\n"
+    "  motion-tokens tokenize talk=a/*.tar sing=b/ tokens/ -c vae.safetensors --stride 50 --precision float16\n\n"
+    "The same command again continues a run that was stopped."
+)
+def tokenize(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Files, folders or globs; NAME=PATH names one.")
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of the token dataset.")],
+    checkpoint: Checkpoint,
+    model_config: Annotated[str | None, typer.Option(help="JSON with what the weights' shapes do not say.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Known model configuration: artalk.")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    formats: Formats = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Frames between windows; default: one window.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows a batch; part of the dataset's identity.")
+    ] = None,
+    workers: Workers = None,
+    local: Local = False,
+) -> None:
+    """Tokenize motion files into a verified token dataset."""
+    options = {
+        "export.formats": formats,
+        "window.stride": stride,
+        "precision": precision,
+        "batch_size": batch_size,
+        "run.workers": workers,
+        "run.local": local or None,
+    }
+    with reported():
+        job = job_config(config, settings, options)
+        if preset and model_config:
+            raise ConfigError("--preset and --model-config say the same thing: give one of them")
+        from jobs.tokenize_command import run_tokenize
+        from pipeline.tokenize_job import TokenizeRequest
+
+        run_tokenize(TokenizeRequest(tuple(inputs), output, checkpoint, preset, model_config, job), console)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "  motion-tokens export tokens/ tars/ --format webdataset --set export.windows_per_shard=4096\n\n"
+    "  motion-tokens export tokens/ mixed/ --set export.shuffle=global --set export.splits.salt=b\n\n"
+    "  motion-tokens export tokens/ by-list/ --set export.splits.by=file --set export.splits.file=metadata.json"
+)
+def export(
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", help="Token datasets that tokenize wrote.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of the new dataset.")],
+    config: ConfigFile = None,
+    settings: Settings = None,
+    formats: Formats = None,
+    local: Local = False,
+) -> None:
+    """Write other formats, shard sizes, splits or shuffles from tokens that stand, without the model."""
+    with reported():
+        job = job_config(config, settings, {"export.formats": formats, "run.local": local or None})
+        from jobs.dataset_commands import run_export
+
+        run_export(datasets, output, job, console)
+
+
+@app.command(
+    epilog="[bold]Example[/bold]\n\n  motion-tokens verify tokens/\n\nExit code 1 and a list where anything is wrong."
+)
+def verify(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")],
+    settings: Settings = None,
+) -> None:
+    """Prove that every expected window is there exactly once, in every format, byte for byte."""
+    with reported():
+        job = job_config(None, settings, {})
+        from jobs.dataset_commands import run_verify
+
+        if not run_verify(output, job, console):
+            raise typer.Exit(EXIT_WRONG_DATA)
+
+
+@app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens demo out/demo")
+def demo(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder for motion, codec and tokens.")] = "out/demo",
+    workers: Workers = None,
+    local: Local = False,
+) -> None:
+    """Make motion, tokenize and verify it, and say what to look at."""
+    with reported():
+        from jobs.demo import run_demo
+
+        run_demo(Path(output), job_config(None, None, {"run.workers": workers, "run.local": local or None}), console)
+
+
+@app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens bench pipeline --json bench.json")
+def bench(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="pipeline: the whole job against a plain script.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the results.")] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows to tokenize.")] = 1000,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs of each side.")] = 5,
+    precision: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+) -> None:
+    """Measure speed here, against what a plain script reaches in the same run."""
+    with reported():
+        from jobs.bench import run_bench
+
+        run_bench(suite, json_file, windows, repeats, precision, console)
+
+
+def job_config(config: str | None, settings: list[str] | None, options: dict[str, Any]) -> JobConfig:
+    """Return the configuration of a file, `--set` items and options, the later winning.
+
+    Raises:
+        RequestError: a file is missing, a key unknown or a value wrong.
+    """
+    text = None
+    if config is not None:
+        from pipeline.storage import read_text
+
+        text = read_text(config)
+    chosen = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return load_config(text, [*(settings or []), *chosen], config or "options")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn errors into one message and the exit code that says what to do."""
+    from jobs.session import Stopped, stop_signals
+
+    try:
+        with stop_signals():
+            yield
+    except MotionTokensError as error:
+        errors.print(f"[bold red]error:[/bold red] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from error
+    except Stopped as stopped:
+        errors.print(f"stopped by {stopped}: the same command continues where this one ended", highlight=False)
+        raise typer.Exit(EXIT_STOPPED) from stopped
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        errors.print("[bold red]internal error[/bold red]: please report the lines above", highlight=False)
+        raise typer.Exit(EXIT_INTERNAL) from error
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="motion-tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What a person sees while a job runs: a live display in a terminal, a line every few seconds elsewhere.
+
+Knows counts and clocks, nothing of data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.blocks import UnitAccount
+from pipeline.observer import JobObserver
+from pipeline.plan import Plan
+
+LINE_INTERVAL_S = 5.0
+SPEED_SPAN_S = 20.0
+
+
+class Display(JobObserver):
+    """Built by a command, for one job; owns the terminal while `shown`."""
+
+    def __init__(self, console: Console) -> None:
+        """Args: console: where to print."""
+        self._console = console
+        self._stage = ""
+        self._counts: Counter[str] = Counter()
+        self._drops: Counter[str] = Counter()
+        self._num_bytes = 0
+        self._todo_bytes = 0
+        self._windows = 0
+        self._marks: list[tuple[float, int]] = []
+        self._shards = (0, 0)
+        self._last_line = 0.0
+        self._progress = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            expand=True,
+        )
+        self._bar = self._progress.add_task("start", total=None)
+        self._live: Live | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the display until the block ends."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True) as live:
+            self._live = live
+            yield
+
+    def on_stage(self, name: str) -> None:
+        """Start the stage's bar."""
+        self._stage = name
+        self._progress.reset(self._bar, description=name, total=None)
+        if self._live is None:
+            self._console.print(name, highlight=False)
+
+    def on_plan(self, plan: Plan, num_done: int) -> None:
+        """Show what is to be done."""
+        total, num_units = plan.num_bytes, len(plan.units)
+        share = num_done / num_units if num_units else 1.0
+        self._todo_bytes = max(1, int(total * (1 - share)))
+        done = f", {num_done:,} of them tokenized before" if num_done else ""
+        self._console.print(f"  {num_units:,} units, {size_text(total)} of motion{done}", highlight=False)
+
+    def on_windows(self, num_windows: int) -> None:
+        """Count windows, for the speed and the bar."""
+        self._windows += num_windows
+        now = time.monotonic()
+        self._marks = [mark for mark in self._marks if mark[0] > now - SPEED_SPAN_S] + [(now, self._windows)]
+        self._update_bar()
+        self._say_line()
+
+    def on_account(self, account: UnitAccount) -> None:
+        """Count finished clips and drops."""
+        self._counts.update(clips=account.num_clips, windows=account.num_windows, frames=account.num_frames)
+        self._drops.update(account.drops)
+        self._num_bytes += account.num_bytes
+        self._update_bar()
+        self._say_line()
+
+    def on_layout(self, num_shards: int, num_windows: int) -> None:
+        """Show how many shards are to come."""
+        self._shards = (0, num_shards)
+        self._progress.update(self._bar, total=max(1, num_shards), completed=0)
+
+    def on_shard(self, path: str) -> None:
+        """Count a file."""
+        done, total = self._shards
+        self._shards = (done + 1, max(total, done + 1))
+        self._progress.update(self._bar, completed=self._shards[0], total=max(1, self._shards[1]))
+        self._say_line()
+
+    def _update_bar(self) -> None:
+        windows = max(self._windows, self._counts["windows"])
+        known = self._counts["windows"]
+        expected = known * self._todo_bytes / self._num_bytes if self._num_bytes else None
+        if expected:
+            self._progress.update(self._bar, completed=min(windows, expected), total=expected)
+
+    def _speed(self) -> float:
+        if len(self._marks) < 2:
+            return 0.0
+        (begin, first), (end, last) = self._marks[0], self._marks[-1]
+        return (last - first) / (end - begin) if end > begin else 0.0
+
+    def _facts(self) -> list[tuple[str, str]]:
+        if self._stage in ("export", "verify"):
+            return [("files", f"{self._shards[0]:,} of {self._shards[1]:,}")]
+        facts = [
+            ("clips", f"{self._counts['clips']:,}"),
+            ("windows", f"{max(self._windows, self._counts['windows']):,}"),
+            ("windows/s", f"{self._speed():,.0f}"),
+        ]
+        if self._drops:
+            facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in self._drops.most_common())))
+        return facts
+
+    def _render(self) -> RenderableType:
+        table = Table.grid(padding=(0, 2))
+        table.add_row(*(f"[dim]{name}[/dim] [bold]{value}[/bold]" for name, value in self._facts()))
+        return Group(self._progress, table)
+
+    def _say_line(self) -> None:
+        now = time.monotonic()
+        if self._live is not None or now - self._last_line < LINE_INTERVAL_S:
+            return
+        self._last_line = now
+        task = self._progress.tasks[0]
+        eta = f", {task.time_remaining:.0f} s left" if task.total and task.time_remaining else ""
+        facts = "  ".join(f"{name} {value}" for name, value in self._facts())
+        self._console.print(f"  {facts}{eta}", highlight=False)
+
+
+def size_text(num_bytes: int) -> str:
+    """Return a size in the unit that suits it."""
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

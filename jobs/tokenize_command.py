@@ -1,0 +1,58 @@
+"""The command tokenize: a session, a display, the job, run.json, the summary.
+
+Knows no data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from jobs.display import Display
+from jobs.run_record import new_run_id, print_summary, write_run_record
+from jobs.session import open_session
+from pipeline.errors import MotionTokensError
+from pipeline.manifest import Manifest
+from pipeline.storage import Folder
+from pipeline.tokenize_job import JobRecord, TokenizeRequest, tokenize_dataset
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """What a finished command leaves: the manifest, and the account of the run."""
+
+    manifest: Manifest
+    record: JobRecord
+    start_s: float
+
+
+def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
+    """Run the job and tell about it.
+
+    Raises:
+        MotionTokensError: the job cannot start, or ended incomplete.
+    """
+    output = Folder(request.output, request.config.run.storage_options)
+    run_id, record = new_run_id(), JobRecord()
+    display = Display(console)
+    with display.shown(), open_session(request.config.run) as session:
+        record.notes["executor"] = session.executor.name
+        record.lap("start")
+        start_s = record.seconds.pop("start")
+        try:
+            manifest = tokenize_dataset(request, session.executor, display, record)
+        except MotionTokensError as error:
+            if record.counts["units"]:
+                outcome = {"status": "failed", "error": type(error).__name__, "exit_code": error.exit_code}
+                write_run_record(output, run_id, record, outcome, start_s)
+            raise
+    if record.already_complete:
+        console.print("already complete: every unit is tokenized and published", highlight=False)
+    else:
+        outcome = {"status": manifest.status, "version": manifest.version, "exit_code": 0}
+        path = write_run_record(output, run_id, record, outcome, start_s)
+        print_summary(console, output, manifest, record)
+        console.print(f"  run record {path}", highlight=False)
+        console.print(f"  prove it   motion-tokens verify {request.output}", highlight=False, soft_wrap=True)
+    return Tokenized(manifest, record, start_s)

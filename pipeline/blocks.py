@@ -1,0 +1,139 @@
+"""What travels between the stages: motion of a run of units, its tokens, and the account of what was done.
+
+Knows no Ray, torch or storage. Large arrays cross as single Arrow values, so that they are never copied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import canonical_json
+from pipeline.plan import Unit, unit_from_json, unit_to_json
+from pipeline.schema import LEDGER_SCHEMA
+from pipeline.token_store import table_from_ipc, table_to_ipc
+
+# A run's ledger says of each clip which of the run's units it belongs to.
+RUN_LEDGER_SCHEMA = LEDGER_SCHEMA.append(pa.field("unit", pa.int32(), nullable=False))
+
+
+@dataclass(frozen=True)
+class MotionBlock:
+    """Motion of a run of units: built by the read stage, used up by the tokenizer."""
+
+    units: tuple[Unit, ...]
+    motion: NDArray[np.float32]
+    """(num_frames, motion_dim), the kept clips one behind the other in ledger order."""
+    ledger: pa.Table
+    start_frame: NDArray[np.int64]
+    """(num_windows,), clip by clip in ledger order."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_table(self) -> pa.Table:
+        """Return the block as one Arrow row."""
+        return pa.table(
+            {
+                "units": [units_to_text(self.units)],
+                "motion": _one_value(self.motion),
+                "motion_dim": [self.motion.shape[1]],
+                "ledger": _one_value(np.frombuffer(table_to_ipc(self.ledger), np.uint8)),
+                "start_frame": _one_value(self.start_frame),
+                "seconds": [canonical_json(self.seconds)],
+            }
+        )
+
+    @classmethod
+    def from_table(cls, row: pa.Table) -> MotionBlock:
+        """Return the block of one Arrow row; arrays are views of its buffers."""
+        dim = row["motion_dim"][0].as_py()
+        return cls(
+            units=units_from_text(row["units"][0].as_py()),
+            motion=np.frombuffer(_value_of(row, "motion"), np.float32).reshape(-1, dim),
+            ledger=table_from_ipc(_value_of(row, "ledger")),
+            start_frame=np.frombuffer(_value_of(row, "start_frame"), np.int64),
+            seconds=json.loads(row["seconds"][0].as_py()),
+        )
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """Tokens of a run of units: built by the tokenizer, used up by the write stage."""
+
+    units: tuple[Unit, ...]
+    bits: NDArray[np.uint8]
+    """(num_windows, 2, half_bytes): packed bits of prev and this."""
+    ledger: pa.Table
+    start_frame: NDArray[np.int64]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_table(self) -> pa.Table:
+        """Return the block as one Arrow row."""
+        return pa.table(
+            {
+                "units": [units_to_text(self.units)],
+                "bits": _one_value(self.bits),
+                "half_bytes": [self.bits.shape[2]],
+                "ledger": _one_value(np.frombuffer(table_to_ipc(self.ledger), np.uint8)),
+                "start_frame": _one_value(self.start_frame),
+                "seconds": [canonical_json(self.seconds)],
+            }
+        )
+
+    @classmethod
+    def from_table(cls, row: pa.Table) -> TokenBlock:
+        """Return the block of one Arrow row; arrays are views of its buffers."""
+        half_bytes = row["half_bytes"][0].as_py()
+        return cls(
+            units=units_from_text(row["units"][0].as_py()),
+            bits=np.frombuffer(_value_of(row, "bits"), np.uint8).reshape(-1, 2, half_bytes),
+            ledger=table_from_ipc(_value_of(row, "ledger")),
+            start_frame=np.frombuffer(_value_of(row, "start_frame"), np.int64),
+            seconds=json.loads(row["seconds"][0].as_py()),
+        )
+
+
+@dataclass(frozen=True)
+class UnitAccount:
+    """What was done for a run of units: all that reaches the driver."""
+
+    num_units: int
+    num_bytes: int
+    num_clips: int
+    num_frames: int
+    num_windows: int
+    drops: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+    def to_table(self) -> pa.Table:
+        """Return the account as one Arrow row."""
+        return pa.table({"account": [canonical_json(vars(self))]})
+
+    @classmethod
+    def from_text(cls, text: str) -> UnitAccount:
+        """Return the account of a row's text."""
+        return cls(**json.loads(text))
+
+
+def units_to_text(units: Sequence[Unit]) -> str:
+    """Return units as JSON."""
+    return canonical_json([unit_to_json(unit) for unit in units])
+
+
+def units_from_text(text: str) -> tuple[Unit, ...]:
+    """Return the units that `units_to_text` wrote."""
+    return tuple(unit_from_json(item) for item in json.loads(text))
+
+
+def _one_value(array: NDArray[np.generic]) -> pa.Array:
+    data = pa.py_buffer(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _value_of(row: pa.Table, name: str) -> pa.Buffer:
+    return row[name][0].as_buffer()

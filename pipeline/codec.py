@@ -1,0 +1,110 @@
+"""The codec of a job: its checkpoint read through storage, its identity, and where it will compute.
+
+Knows no Ray or Arrow tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from bitwise_vae.checkpoint import (
+    CheckpointError,
+    checkpoint_bytes,
+    read_checkpoint,
+    statistics_digest,
+    weights_digest,
+)
+from bitwise_vae.config import PRESETS, ConfigError, values_from_json
+from bitwise_vae.model import BitwiseVAE
+from pipeline.config import CodecSpec, Numerics
+from pipeline.errors import CodecError, InputNotFoundError
+from pipeline.storage import read_bytes, read_text
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A checkpoint that was read and checked: weights as safetensors bytes, and their identity."""
+
+    data: bytes
+    spec: CodecSpec
+
+
+def open_codec(
+    checkpoint: str,
+    *,
+    preset: str | None = None,
+    model_config: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Codec:
+    """Read a checkpoint from disk or object storage.
+
+    Args:
+        checkpoint: path or URL of a .pt, .pth or .safetensors file.
+        preset: name of a preset that says what shapes cannot.
+        model_config: path or URL of a JSON configuration, ours or the original's; wins over the preset.
+        options: fsspec options.
+
+    Raises:
+        InputNotFoundError: a file is missing.
+        CodecError: the checkpoint or its configuration does not fit; the message says where.
+    """
+    data = read_bytes(checkpoint, options)
+    if preset is not None and preset not in PRESETS:
+        raise CodecError(f"unknown preset {preset!r}; there are: {', '.join(sorted(PRESETS))}")
+    overrides: dict[str, Any] = {}
+    if model_config is not None:
+        try:
+            overrides = values_from_json(read_text(model_config, options))
+        except ConfigError as error:
+            raise CodecError(f"{model_config}: {error}") from error
+    try:
+        model = read_checkpoint(data, checkpoint, _sidecar(checkpoint, options), overrides, preset=preset)
+    except (CheckpointError, ConfigError) as error:
+        raise CodecError(str(error)) from error
+    return codec_of_model(model)
+
+
+def codec_of_model(model: BitwiseVAE) -> Codec:
+    """Return a model's weights and identity."""
+    config = model.config
+    spec = CodecSpec(
+        weights=weights_digest(model),
+        statistics=statistics_digest(model),
+        motion_dim=config.motion_dim,
+        code_dim=config.code_dim,
+        patch_nums=config.patch_nums,
+        hidden_dim=config.hidden_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        fps=config.fps,
+    )
+    return Codec(checkpoint_bytes(model), spec)
+
+
+def numerics_here(device: torch.device) -> Numerics:
+    """Return what decides about the last bit on this machine and device."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
+    return Numerics(device=name, torch=torch.__version__, pyarrow=pa.__version__)
+
+
+def pick_device() -> torch.device:
+    """Return the GPU that this process was given, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _sidecar(checkpoint: str, options: Mapping[str, Any] | None) -> str | None:
+    """Return the JSON of the same name beside a checkpoint, where there is one."""
+    beside = checkpoint.removesuffix(PurePosixPath(checkpoint).suffix) + ".json"
+    try:
+        return read_text(beside, options)
+    except InputNotFoundError:
+        return None

@@ -1,0 +1,210 @@
+"""TokenSpec, ExportSpec and the contract: what can change a fragment, only a shard, and who computed it.
+
+Knows no Ray, torch or Arrow. RunConfig, which never changes a byte, stands in job_config.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.job_config import JobConfig, SplitConfig, WindowConfig, parse_columns
+from pipeline.schema import SCHEMA_VERSION
+
+
+def hash64(text: str) -> int:
+    """Return the first 64 bits of the SHA-256 of a text."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, UTF-8 kept."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any, length: int = 16) -> str:
+    """Return the first `length` hex digits of the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+class CodecSpec(_Spec):
+    """Identity of the codec: equal means that tokens mean the same."""
+
+    weights: str
+    statistics: str
+    motion_dim: int
+    code_dim: int
+    patch_nums: tuple[int, ...]
+    hidden_dim: int
+    depth: int
+    num_heads: int
+    fps: float
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def window_frames(self) -> int:
+        """Frames of one half of a window."""
+        return self.patch_nums[-1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one half of a window, all scales."""
+        return sum(self.patch_nums)
+
+    @property
+    def half_bytes(self) -> int:
+        """Packed bytes of one half of a window."""
+        return self.num_tokens * self.code_dim // 8
+
+
+class WindowRule(_Spec):
+    """Where windows stand, resolved: nothing is left to defaults."""
+
+    stride: int
+    tail: Literal["shift", "drop", "pad"]
+    phases: int
+    seed: int
+
+
+class CorpusSpec(_Spec):
+    """Everything beside the codec that can change a fragment."""
+
+    motion_field: str
+    clip_id_field: str | None
+    motion_dim: int | None
+    format: str
+    columns: tuple[int, ...] | None
+    fps: float | str | None
+    resample: Literal["none", "linear"]
+    clips: str = Field(description="digest of the id lists, empty without")
+    window: WindowRule
+    unit_bytes: int
+    unit_files: int
+    precision: Literal["float32", "float16", "bfloat16"]
+    batch_size: int
+
+
+class TokenSpec(_Spec):
+    """Codec and corpus: two fragments of equal spec and unit are equal byte for byte."""
+
+    codec: CodecSpec
+    corpus: CorpusSpec
+
+    @property
+    def spec_id(self) -> str:
+        """Hash that names the token store."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+class Numerics(_Spec):
+    """Where the arithmetic ran: equal bits are promised for equal numerics only."""
+
+    device: str
+    torch: str
+    pyarrow: str
+
+
+class Contract(_Spec):
+    """What stands in every footer: what the tokens are and how they were computed."""
+
+    codec: CodecSpec
+    corpus: CorpusSpec
+    numerics: Numerics
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The part of the contract that names the token store."""
+        return TokenSpec(codec=self.codec, corpus=self.corpus)
+
+    def differences(self, other: Contract) -> list[str]:
+        """Return ``field: ours, theirs`` for every field that differs."""
+        return _differences(self.model_dump(mode="json"), other.model_dump(mode="json"), "")
+
+
+class ExportSpec(_Spec):
+    """Everything else that can change a shard."""
+
+    formats: tuple[Literal["parquet", "webdataset"], ...]
+    windows_per_shard: int
+    shuffle: Literal["none", "shard", "global"]
+    seed: int
+    splits: SplitConfig
+    split_file: str = Field(description="digest of the split file, empty without")
+    duplicate_ids: Literal["reject", "suffix"]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def export_id(self) -> str:
+        """Hash that names this way of exporting; the split file counts by content, not by path."""
+        tree = self.model_dump(mode="json")
+        tree["splits"].pop("file")
+        return digest_of(tree)
+
+
+def window_rule(window: WindowConfig, window_frames: int) -> WindowRule:
+    """Return the rule with every default filled in.
+
+    Args:
+        window_frames: frames of one half, the default stride.
+    """
+    training = window.preset == "training"
+    stride = window.stride or (max(1, window_frames // 2) if training else window_frames)
+    phases = window.phases if window.phases is not None else int(training)
+    return WindowRule(stride=stride, tail=window.tail, phases=phases, seed=window.seed)
+
+
+def corpus_spec(config: JobConfig, codec: CodecSpec, *, batch_size: int, clips_digest: str = "") -> CorpusSpec:
+    """Return the corpus half of a TokenSpec.
+
+    Args:
+        batch_size: windows a batch, resolved.
+        clips_digest: digest of the id lists that `input.clips` names.
+    """
+    source = config.input
+    return CorpusSpec(
+        motion_field=source.motion_field,
+        clip_id_field=source.clip_id_field,
+        motion_dim=source.motion_dim,
+        format=source.format,
+        columns=parse_columns(source.columns) if source.columns else None,
+        fps=source.fps,
+        resample=source.resample,
+        clips=clips_digest,
+        window=window_rule(config.window, codec.window_frames),
+        unit_bytes=config.units.bytes,
+        unit_files=config.units.files,
+        precision=config.precision,
+        batch_size=batch_size,
+    )
+
+
+def export_spec(config: JobConfig, split_file_digest: str = "") -> ExportSpec:
+    """Return the ExportSpec of a configuration."""
+    export = config.export
+    return ExportSpec(
+        formats=export.formats,
+        windows_per_shard=export.windows_per_shard,
+        shuffle=export.shuffle,
+        seed=export.seed,
+        splits=export.splits,
+        split_file=split_file_digest,
+        duplicate_ids=config.input.duplicate_ids,
+    )
+
+
+def _differences(ours: Any, theirs: Any, name: str) -> list[str]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = sorted(set(ours) | set(theirs))
+        return [
+            line
+            for key in keys
+            for line in _differences(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if ours == theirs else [f"{name}: {canonical_json(ours)} here, {canonical_json(theirs)} there"]

@@ -1,0 +1,62 @@
+"""The error tree: one class an event, each with the exit code of the command that meets it.
+
+Knows nothing else of the project. A clip that is dropped is no error: see quarantine.py.
+"""
+
+from __future__ import annotations
+
+
+class MotionTokensError(Exception):
+    """Base of every error that a person can act upon; the message names finding and next step."""
+
+    exit_code = 70
+
+
+class RequestError(MotionTokensError):
+    """The request cannot start: nothing was read or written."""
+
+    exit_code = 2
+
+
+class ConfigError(RequestError):
+    """A configuration key or value is wrong."""
+
+
+class InputNotFoundError(RequestError):
+    """A named input does not exist or holds no motion."""
+
+
+class InputFormatError(RequestError):
+    """A file named directly has an unknown format."""
+
+
+class CodecError(RequestError):
+    """The checkpoint cannot be used: unreadable, another architecture, or it does not fit."""
+
+
+class OutputMismatchError(RequestError):
+    """The output holds something else than this run would continue."""
+
+
+class DataError(MotionTokensError):
+    """The data is wrong; trying again would not help."""
+
+    exit_code = 1
+
+
+class NoClipLeftError(DataError):
+    """Every clip was dropped."""
+
+
+class VerifyError(DataError):
+    """A dataset does not hold what its manifest promises."""
+
+
+class IncompleteError(MotionTokensError):
+    """Work is missing but can be resumed by the same command."""
+
+    exit_code = 3
+
+
+class StorageError(IncompleteError):
+    """Storage did not answer after all retries."""

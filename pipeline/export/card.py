@@ -1,0 +1,32 @@
+"""OUT/README.md: the dataset card, for people and for the Hugging Face hub.
+
+Knows no Ray, torch or storage, and no time or place: equal datasets have equal cards.
+"""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.manifest import Manifest
+
+
+def dataset_card(manifest: Manifest) -> str:
+    """Return the card of a dataset; its own checksum in `manifest.files` plays no part."""
+    parquet: dict[str, list[object]] = {}
+    for shard in manifest.shards.get("parquet", ()):
+        parquet.setdefault(shard.split, []).append(shard)
+    loader = PackageLoader("pipeline", "export")
+    cards = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    return cards.get_template("card.md.j2").render(
+        parquet=parquet,
+        both=len(manifest.shards) > 1,
+        counts=manifest.counts,
+        hours=sum(part.hours for part in manifest.splits.values()),
+        codec=manifest.contract.codec,
+        corpus=manifest.contract.corpus,
+        numerics=manifest.contract.numerics,
+        status=manifest.status,
+        splits=manifest.splits,
+        drops=manifest.drops,
+        spec_id=manifest.spec_id,
+    )

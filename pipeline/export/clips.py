@@ -1,0 +1,107 @@
+"""Every clip of a dataset: ledgers joined in order of units, duplicates resolved.
+
+Knows no Ray or torch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.quarantine import DropReason
+from pipeline.schema import LEDGER_SCHEMA
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """All clips in order of units, one entry a clip in every array."""
+
+    table: pa.Table
+    """LEDGER_SCHEMA; `num_windows` is 0 and `drop_reason` set where a clip is dropped, here or before."""
+    unit: NDArray[np.int32]
+    """(num_clips,) index of the clip's unit."""
+    first_row: NDArray[np.int64]
+    """(num_clips,) the clip's first row in its unit's fragment."""
+    is_renamed: NDArray[np.bool_]
+    """(num_clips,) whether clip_id differs from the fragment's."""
+
+    @property
+    def num_windows(self) -> NDArray[np.int64]:
+        """(num_clips,) windows that the dataset holds of each clip."""
+        windows: NDArray[np.int64] = self.table["num_windows"].to_numpy().astype(np.int64)
+        return windows
+
+
+def join_ledgers(ledgers: Iterable[pa.Table]) -> ClipTable:
+    """Return the clips of all ledgers, which come in order of units."""
+    tables: list[pa.Table] = []
+    units: list[NDArray[np.int32]] = []
+    rows: list[NDArray[np.int64]] = []
+    for index, ledger in enumerate(ledgers):
+        windows = ledger["num_windows"].to_numpy().astype(np.int64)
+        tables.append(ledger)
+        units.append(np.full(len(windows), index, np.int32))
+        rows.append(np.cumsum(windows) - windows)
+    table = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *tables]).combine_chunks()
+    none_renamed = np.zeros(table.num_rows, np.bool_)
+    return ClipTable(
+        table,
+        np.concatenate(units) if units else np.zeros(0, np.int32),
+        np.concatenate(rows) if rows else np.zeros(0, np.int64),
+        none_renamed,
+    )
+
+
+def resolve_duplicates(clips: ClipTable, duplicate_ids: str) -> ClipTable:
+    """Keep one of the clips that share id and motion; reject, or tell apart, those that share the id only.
+
+    Args:
+        duplicate_ids: `reject` drops every holder of a contested id; `suffix` adds `~` and 8 hex digits of
+            the motion's digest to each.
+    """
+    kept = clips.num_windows > 0
+    names = clips.table["clip_id"]
+    counts = pc.value_counts(names.filter(pa.array(kept)))
+    contested = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if not len(contested):
+        return clips
+    holders: dict[str, list[int]] = defaultdict(list)
+    for found in np.flatnonzero(pc.is_in(names, value_set=contested).to_numpy() & kept):
+        holders[names[int(found)].as_py()].append(int(found))
+    columns = {name: clips.table[name].to_pylist() for name in ("clip_id", "num_windows", "drop_reason", "drop_detail")}
+    digests, sources = clips.table["motion_digest"], clips.table["source"]
+    is_renamed = clips.is_renamed.copy()
+
+    def drop(index: int, detail: str) -> None:
+        columns["num_windows"][index] = 0
+        columns["drop_reason"][index] = DropReason.DUPLICATE_ID.value
+        columns["drop_detail"][index] = detail
+
+    for clip_id, indices in holders.items():
+        first_of: dict[str, int] = {}
+        for index in indices:
+            digest = digests[index].as_py()
+            if digest in first_of:
+                drop(index, f"same id and motion as in {sources[first_of[digest]].as_py()}, which is kept")
+            else:
+                first_of[digest] = index
+        if len(first_of) == 1:
+            continue
+        for digest, index in first_of.items():
+            if duplicate_ids == "suffix":
+                columns["clip_id"][index] = f"{clip_id}~{digest[:8]}"
+                is_renamed[index] = True
+            else:
+                others = sorted({sources[other].as_py() for other in first_of.values() if other != index})
+                drop(index, f"same id, other motion in {', '.join(others) or 'the same file'}")
+    table = clips.table
+    for name, values in columns.items():
+        field = LEDGER_SCHEMA.field(name)
+        table = table.set_column(LEDGER_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
+    return ClipTable(table, clips.unit, clips.first_row, is_renamed)

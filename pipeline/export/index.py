@@ -1,0 +1,92 @@
+"""The small tables beside the shards: clips, units, quarantine, shuffled windows.
+
+Knows no Ray, torch or storage. Everything is derived from ledgers and the layout.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.export.clips import ClipTable
+from pipeline.export.layout import ShardLayout
+from pipeline.schema import (
+    CLIP_INDEX_SCHEMA,
+    QUARANTINE_SCHEMA,
+    UNIT_INDEX_SCHEMA,
+    WINDOW_INDEX_SCHEMA,
+)
+
+
+def table_to_parquet(table: pa.Table) -> bytes:
+    """Return a small table as a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def clip_index(clips: ClipTable, splits: Sequence[str], shards: Sequence[ShardLayout]) -> pa.Table:
+    """Return index/clips.parquet: where every clip's windows begin, or why it has none.
+
+    `first_shard` counts the shards of one format in the order of dataset.json; both it and `first_row`
+    are -1 for dropped clips and in shuffled exports.
+    """
+    first_shard = np.full(clips.table.num_rows, -1, np.int32)
+    first_row = np.full(clips.table.num_rows, -1, np.int32)
+    split_of_clip = np.array(splits, dtype=np.str_)
+    for split in sorted({shard.split for shard in shards if not shard.shuffle_seed}):
+        members = np.array([index for index, shard in enumerate(shards) if shard.split == split])
+        ends = np.cumsum([shards[index].num_windows for index in members])
+        chosen = np.flatnonzero((split_of_clip == split) & (clips.num_windows > 0))
+        first_window = np.cumsum(clips.num_windows[chosen]) - clips.num_windows[chosen]
+        nth = np.searchsorted(ends, first_window, side="right")
+        first_shard[chosen] = members[nth]
+        first_row[chosen] = first_window - np.concatenate([[0], ends])[nth]
+    columns = {name: clips.table[name] for name in ("clip_id", "source", "num_frames", "num_windows", "drop_reason")}
+    columns |= {"split": pa.array(splits, pa.string()), "first_shard": first_shard, "first_row": first_row}
+    return pa.table({name: columns[name] for name in CLIP_INDEX_SCHEMA.names}, schema=CLIP_INDEX_SCHEMA)
+
+
+def unit_index(clips: ClipTable, unit_keys: Sequence[str]) -> pa.Table:
+    """Return index/units.parquet: the planned units, and what each gave."""
+    num_units = len(unit_keys)
+    return pa.table(
+        {
+            "unit_key": list(unit_keys),
+            "num_clips": np.bincount(clips.unit, minlength=num_units).astype(np.int32),
+            "num_windows": np.bincount(clips.unit, clips.num_windows, minlength=num_units).astype(np.int64),
+        },
+        schema=UNIT_INDEX_SCHEMA,
+    )
+
+
+def quarantine(clips: ClipTable) -> pa.Table:
+    """Return quarantine.parquet: every dropped clip, with the reason and where it stands."""
+    dropped = clips.table.filter(pc.not_equal(clips.table["drop_reason"], ""))
+    names = {"reason": "drop_reason", "detail": "drop_detail"}
+    return pa.table(
+        {name: dropped[names.get(name, name)] for name in QUARANTINE_SCHEMA.names}, schema=QUARANTINE_SCHEMA
+    )
+
+
+def window_index(windows: Sequence[pa.Table]) -> pa.Table:
+    """Return index/windows.parquet of shuffled shards.
+
+    Args:
+        windows: clip_id and start_frame of each shard's rows, shards in order.
+    """
+    tables = []
+    for shard, table in enumerate(windows):
+        columns = {
+            "clip_id": table["clip_id"],
+            "start_frame": table["start_frame"],
+            "shard": np.full(table.num_rows, shard, np.int32),
+            "row": np.arange(table.num_rows, dtype=np.int32),
+        }
+        tables.append(pa.table(columns, schema=WINDOW_INDEX_SCHEMA))
+    return pa.concat_tables([WINDOW_INDEX_SCHEMA.empty_table(), *tables])

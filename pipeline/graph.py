@@ -1,0 +1,201 @@
+"""READ FIRST. Every stage of a job, in order, on one page.
+
+    units --read--> motion --tokenize--> bits --write--> fragments    (tokenize_with_ray)
+    fragments --build--> shards                                       (build_with_ray)
+
+In the first line, a Ray Data graph, one row is one run of units and one task a stage; the second needs
+no graph, only tasks. What a stage does stands in read_units.py,
+tokenizer_actor.py, write_fragments.py and export/build.py; here is only who calls whom, and on what.
+plain_loop.py calls the same stages without Ray.
+Exactly-once comes from planned units and atomic commits, never from Ray: a task may run twice.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_text, units_to_text
+from pipeline.errors import MotionTokensError
+from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
+from pipeline.plan import Unit
+from pipeline.read_units import UnitReader
+from pipeline.tokenize_job import TokenizeStages
+from pipeline.tokenizer_actor import TokenizerActor, TokenizerSettings
+from pipeline.write_fragments import FragmentWriter
+
+UnitRun = Sequence[Unit]
+ACTOR_START_LIMIT_S = 600
+TICK_S = 1.0
+_END = object()
+
+
+def tokenize_with_ray(
+    runs: Sequence[UnitRun], stages: TokenizeStages, on_windows: Callable[[int], None]
+) -> Iterator[UnitAccount]:
+    """Read and write in Ray tasks, tokenize in a pool of actors; only accounts reach the driver."""
+    if not runs:
+        return
+    _configure_ray_data()
+    hub: Any = JobHub.remote(stages.codec)  # type: ignore[attr-defined]
+    rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
+    one_row = {"batch_size": 1, "batch_format": "pyarrow"}
+
+    motion = rows.map_batches(_ReadTask(stages.reader), num_cpus=0.5, **one_row)
+    tokens = motion.map_batches(
+        _HostedTokenizer,
+        fn_constructor_args=(hub, stages.tokenizer),
+        compute=ActorPoolStrategy(size=stages.num_actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=stages.cpus_per_actor,
+        num_gpus=stages.gpus_per_actor,
+        **one_row,
+    )
+    accounts = tokens.map_batches(_WriteTask(stages.writer), num_cpus=0.25, **one_row)
+
+    for text in _rows_of(accounts, "account", lambda: _report(hub, on_windows)):
+        _report(hub, on_windows)
+        yield UnitAccount.from_text(text)
+    _report(hub, on_windows)
+
+
+def build_with_ray(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
+    """Build shards in Ray tasks, a few ahead of what is taken."""
+    build: Any = ray.remote(num_cpus=1)(_build_remotely)
+    remote_builder = ray.put(builder)
+    ahead = max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
+    waiting: list[Any] = []
+    for task in tasks:
+        waiting.append(build.remote(remote_builder, task))
+        if len(waiting) >= ahead:
+            yield from _first_done(waiting)
+    while waiting:
+        yield from _first_done(waiting)
+
+
+def _build_remotely(builder: ShardBuilder, task: ShardTask) -> list[ShardResult]:
+    return list(builder.build(task))
+
+
+def _first_done(waiting: list[Any]) -> list[ShardResult]:
+    done, rest = ray.wait(waiting, num_returns=1)
+    waiting[:] = rest
+    try:
+        results: list[ShardResult] = ray.get(done[0])
+    except ray.exceptions.RayError as error:
+        raise _own_error(error) from error
+    return results
+
+
+class _ReadTask:
+    """The read stage as a Ray task: one row of units in, one row of motion out."""
+
+    def __init__(self, reader: UnitReader) -> None:
+        self._reader = reader
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return self._reader.read(units_from_text(row["units"][0].as_py())).to_table()
+
+
+class _HostedTokenizer:
+    """The tokenizer as a Ray actor; Ray builds it once a worker and calls it once a row."""
+
+    def __init__(self, hub: Any, settings: TokenizerSettings) -> None:
+        self._tokenizer = TokenizerActor(ray.get(hub.codec.remote()), settings, hub.add.remote)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return self._tokenizer.tokenize(MotionBlock.from_table(row)).to_table()
+
+
+class _WriteTask:
+    """The write stage as a Ray task: one row of bits in, one account out."""
+
+    def __init__(self, writer: FragmentWriter) -> None:
+        self._writer = writer
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return self._writer.write(TokenBlock.from_table(row)).to_table()
+
+
+@ray.remote(num_cpus=0)
+class JobHub:
+    """What all tokenizers of a job share: it hands out the weights, and counts windows while runs of units
+    are still in work, so that a person sees movement. Built by the driver, dies with the job."""
+
+    def __init__(self, codec: bytes) -> None:
+        self._codec = codec
+        self._num_windows = 0
+
+    def codec(self) -> bytes:
+        """Return the weights."""
+        return self._codec
+
+    def add(self, num_windows: int) -> None:
+        """Add the windows of a batch."""
+        self._num_windows += num_windows
+
+    def take(self) -> int:
+        """Return the windows since the last call."""
+        taken, self._num_windows = self._num_windows, 0
+        return taken
+
+
+def _report(hub: Any, on_windows: Callable[[int], None]) -> None:
+    on_windows(ray.get(hub.take.remote()))
+
+
+def _configure_ray_data() -> None:
+    context = DataContext.get_current()
+    context.target_max_block_size = None  # a run of units is never split
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.wait_for_min_actors_s = ACTOR_START_LIMIT_S
+    context.execution_options.preserve_order = False
+
+
+def _rows_of(dataset: Any, column: str, on_tick: Callable[[], None]) -> Iterator[Any]:
+    """Yield a column's values as rows finish, calling `on_tick` about once a second meanwhile."""
+    arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def follow() -> None:
+        try:
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for value in batch[column]:
+                    arrived.put(value.as_py())
+            arrived.put(_END)
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
+            arrived.put(_Failure(error))
+
+    threading.Thread(target=follow, daemon=True, name="ray-rows").start()
+    while True:
+        try:
+            item = arrived.get(timeout=TICK_S)
+        except queue.Empty:
+            on_tick()
+            continue
+        if item is _END:
+            return
+        if isinstance(item, _Failure):
+            raise _own_error(item.error)
+        yield item
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: BaseException
+
+
+def _own_error(error: BaseException) -> BaseException:
+    """Return the error of ours that Ray wrapped, or the error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MotionTokensError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error

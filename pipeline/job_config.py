@@ -1,0 +1,265 @@
+"""What a person sets for a job: the layout of run.yaml, its defaults, and helpful refusals.
+
+Knows no Ray, torch, Arrow or storage. What of it can change a byte is drawn from it in config.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError
+
+MIB = 1 << 20
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the numbers of YAML 1.2: in 1.1, a column range such as 0:52 is a number of base 60."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClipList(_Section):
+    """Files with one clip id a line: only these, or all but these."""
+
+    include: str | None = None
+    exclude: str | None = None
+
+
+class InputConfig(_Section):
+    """How motion is found inside the input files."""
+
+    format: Literal["auto", "parquet", "webdataset", "npz", "npy"] = "auto"
+    clip_id_field: str | None = Field(None, description="field with the clip id; default: clip_id, else the path")
+    motion_field: str = Field("motion", description="field with the motion, (frames, dims)")
+    motion_dim: int | None = Field(None, ge=1, description="dims a frame as stored; only for flat lists with columns")
+    columns: str | None = Field(None, description="selection of stored dims, such as 0:104,106:108")
+    fps: float | str | None = Field(None, description="frames a second: a number, or the field that holds it")
+    resample: Literal["none", "linear"] = "none"
+    clips: ClipList = ClipList()
+    duplicate_ids: Literal["reject", "suffix"] = "reject"
+
+    @field_validator("clips", mode="before")
+    @classmethod
+    def _file_means_include(cls, value: object) -> object:
+        return {"include": value} if isinstance(value, str) else value
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _number_or_list_means_columns(cls, value: object) -> object:
+        items = value if isinstance(value, list | tuple) else [value]
+        return ",".join(str(item) for item in items) if value is not None else None
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_parse(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_columns(value)
+        return value
+
+
+class WindowConfig(_Section):
+    """Where windows stand in a clip."""
+
+    preset: Literal["training"] | None = Field(None, description="training: stride 50 and one jitter phase")
+    stride: int | None = Field(None, ge=1, description="frames between windows; default: one window length")
+    tail: Literal["shift", "drop", "pad"] = "shift"
+    phases: int | None = Field(None, ge=0, description="extra grids at seeded offsets per clip; default 0")
+    seed: int = Field(0, ge=0, description="seed of the phases")
+
+
+class UnitConfig(_Section):
+    """How input is cut into units of work."""
+
+    bytes: int = Field(128 * MIB, ge=1, description="motion bytes a unit, about")
+    files: int = Field(64, ge=1, description="small files a unit, on average")
+
+
+class SplitConfig(_Section):
+    """How clips are divided into splits."""
+
+    by: str = Field("clip_id", description="clip_id, source, or file")
+    ratios: dict[str, float] = {"train": 0.98, "val": 0.01, "test": 0.01}
+    salt: str = ""
+    file: str | None = Field(None, description="JSON: split name -> list of clip ids; with by: file")
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        if self.by not in ("clip_id", "source", "file"):
+            raise ValueError(f"by must be clip_id, source or file, not {self.by!r}")
+        if (self.by == "file") != (self.file is not None):
+            raise ValueError("by: file and file: PATH go together")
+        for name, ratio in self.ratios.items():
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"split name {name!r} may hold letters, digits, - and _ only")
+            if not 0 <= ratio <= 1:
+                raise ValueError(f"ratio of {name} must lie in 0..1, not {ratio}")
+        if not self.ratios or abs(sum(self.ratios.values()) - 1) > 1e-9:
+            raise ValueError(f"ratios must sum to 1, not {sum(self.ratios.values()):g}")
+        return self
+
+
+class ExportConfig(_Section):
+    """How fragments become shards."""
+
+    formats: tuple[Literal["parquet", "webdataset"], ...] = ("parquet", "webdataset")
+    windows_per_shard: int = Field(16_384, ge=1)
+    shuffle: Literal["none", "shard", "global"] = "none"
+    seed: int = Field(0, ge=0, description="seed of the shuffle")
+    splits: SplitConfig = SplitConfig()
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _comma_list(cls, value: object) -> object:
+        items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+        if isinstance(items, list | tuple):
+            if not items:
+                raise ValueError("name at least one format: parquet, webdataset")
+            return tuple(sorted(set(items)))
+        return items
+
+
+class RunConfig(_Section):
+    """What never changes a byte of the dataset."""
+
+    workers: int | None = Field(None, ge=1, description="tokenizer actors; default: one a GPU, else one")
+    threads: int | None = Field(None, ge=1, description="CPU threads an actor; default: cores / workers")
+    local: bool = Field(False, description="plain loop in this process, without Ray")
+    numerics: Literal["same", "mixed"] = Field("same", description="mixed: continue with other torch or device")
+    storage_options: dict[str, Any] = Field({}, description="passed to fsspec for s3:// and others")
+
+
+class JobConfig(_Section):
+    """Everything a person can set for `tokenize`: the layout of run.yaml."""
+
+    input: InputConfig = InputConfig()
+    window: WindowConfig = WindowConfig()
+    units: UnitConfig = UnitConfig()
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    batch_size: int | None = Field(None, ge=1, description="windows a batch; default: 32 on CPU, 1024 on GPU")
+    export: ExportConfig = ExportConfig()
+    run: RunConfig = RunConfig()
+
+
+def parse_columns(text: str) -> tuple[int, ...]:
+    """Return the indices of a column selection such as ``0:104,106:108,109``.
+
+    Raises:
+        ValueError: an item is neither a number nor a rising range.
+    """
+    indices: list[int] = []
+    for item in text.split(","):
+        start, colon, stop = item.strip().partition(":")
+        if not start.isdigit() or (colon and not stop.isdigit()):
+            raise ValueError(f"column selection {item!r}: write numbers and ranges such as 0:100,103")
+        if colon and int(stop) <= int(start):
+            raise ValueError(f"column selection {item!r} is empty: the end must lie above the start")
+        indices.extend(range(int(start), int(stop)) if colon else [int(start)])
+    return tuple(indices)
+
+
+def load_config(text: str | None, assignments: Sequence[str] = (), name: str = "run.yaml") -> JobConfig:
+    """Return the configuration of a YAML text with ``key.sub=value`` assignments laid over it.
+
+    Args:
+        text: contents of run.yaml, or None.
+        assignments: `--set` items; values are read as YAML.
+        name: what to call the text in messages.
+
+    Raises:
+        ConfigError: unknown key (the nearest right one is offered), wrong value, or no YAML mapping.
+    """
+    try:
+        tree = _parse_yaml(text) if text else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML: {error}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name} must hold keys and values, found {type(tree).__name__}")
+    for assignment in assignments:
+        _assign(tree, assignment)
+    return config_from_tree(tree, name)
+
+
+def config_from_tree(tree: Mapping[str, Any], name: str) -> JobConfig:
+    """Return a validated configuration; errors name the key and offer the nearest right one.
+
+    Raises:
+        ConfigError: unknown key or wrong value.
+    """
+    _refuse_unknown_keys(tree, JobConfig, name, "")
+    try:
+        return JobConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
+            f" (found {item['input']!r})"
+            for item in error.errors()
+        ]
+        raise ConfigError(f"{name}: " + "; ".join(lines)) from error
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    key, equals, value = assignment.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {assignment!r}: write key=value, for example --set window.stride=50")
+    *parents, leaf = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {assignment!r}: {parent} holds {child!r}, not a section")
+        node = child
+    try:
+        node[leaf] = _parse_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment!r}: the value is not YAML: {error}") from error
+
+
+def _refuse_unknown_keys(tree: Mapping[str, Any], model: type[BaseModel], name: str, prefix: str) -> None:
+    for key, value in tree.items():
+        field = model.model_fields.get(str(key))
+        if field is None:
+            known = all_keys(JobConfig)
+            near = difflib.get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0.5) or difflib.get_close_matches(
+                str(key), known, n=1, cutoff=0.5
+            )
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(model.model_fields))}"
+            raise ConfigError(f"{name}: unknown key {prefix + str(key)!r}; {hint}")
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
+            _refuse_unknown_keys(value, kind, name, f"{prefix}{key}.")
+
+
+def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return every dotted key of a configuration model, sections included."""
+    keys: list[str] = []
+    for field_name, field in model.model_fields.items():
+        keys.append(prefix + field_name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys.extend(all_keys(field.annotation, f"{prefix}{field_name}."))
+    return keys

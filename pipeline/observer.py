@@ -1,0 +1,31 @@
+"""What a running job tells whoever watches: a display, a log, or nobody.
+
+Knows nothing but counts.
+"""
+
+from __future__ import annotations
+
+from pipeline.blocks import UnitAccount
+from pipeline.plan import Plan
+
+
+class JobObserver:
+    """Watches silently; a display overrides what it wants to show. Called from the driver's thread only."""
+
+    def on_stage(self, name: str) -> None:
+        """A stage of the job begins: plan, tokenize, export, verify."""
+
+    def on_plan(self, plan: Plan, num_done: int) -> None:
+        """The plan stands; `num_done` of its units need no work."""
+
+    def on_windows(self, num_windows: int) -> None:
+        """So many more windows were encoded."""
+
+    def on_account(self, account: UnitAccount) -> None:
+        """A run of units is committed."""
+
+    def on_layout(self, num_shards: int, num_windows: int) -> None:
+        """The export will write so many shards of so many windows."""
+
+    def on_shard(self, path: str) -> None:
+        """A shard or another file was written, or read while verifying."""

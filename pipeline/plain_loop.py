@@ -1,0 +1,31 @@
+"""The stages of graph.py in a plain loop in this process: same functions, same order, same bytes.
+
+Knows no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from pipeline.blocks import UnitAccount
+from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
+from pipeline.plan import Unit
+from pipeline.tokenize_job import TokenizeStages
+from pipeline.tokenizer_actor import TokenizerActor
+
+
+def tokenize_here(
+    runs: Sequence[Sequence[Unit]], stages: TokenizeStages, on_windows: Callable[[int], None]
+) -> Iterator[UnitAccount]:
+    """Read, tokenize and write in this process, one run after the other."""
+    if not runs:
+        return
+    tokenizer = TokenizerActor(stages.codec, stages.tokenizer, on_windows)
+    for run in runs:
+        yield stages.writer.write(tokenizer.tokenize(stages.reader.read(run)))
+
+
+def build_here(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
+    """Build shards in this process, one after the other."""
+    for task in tasks:
+        yield from builder.build(task)

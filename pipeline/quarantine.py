@@ -1,0 +1,51 @@
+"""Reasons a clip is dropped for: a closed list, each with the words that a person reads.
+
+Knows no Ray, torch, Arrow or storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class DropReason(StrEnum):
+    """Why a clip is not in the dataset; the value stands in ledgers and quarantine.parquet."""
+
+    UNREADABLE = "unreadable"
+    TRUNCATED = "truncated"
+    MISSING_FIELD = "missing_field"
+    WRONG_DIM = "wrong_dim"
+    WRONG_DTYPE = "wrong_dtype"
+    NON_FINITE = "non_finite"
+    TOO_SHORT = "too_short"
+    FPS_MISSING = "fps_missing"
+    FPS_MISMATCH = "fps_mismatch"
+    BAD_CLIP_ID = "bad_clip_id"
+    DUPLICATE_ID = "duplicate_id"
+
+
+NEXT_STEP: dict[DropReason, str] = {
+    DropReason.UNREADABLE: "the file or record cannot be decoded: restore it from its source",
+    DropReason.TRUNCATED: "the file ends early: copy it again",
+    DropReason.MISSING_FIELD: "name the field that holds motion with --set input.motion_field=NAME",
+    DropReason.WRONG_DIM: "select columns with --set input.columns=..., or use a codec of this dimension",
+    DropReason.WRONG_DTYPE: "store motion as float16, float32 or float64",
+    DropReason.NON_FINITE: "the motion holds NaN or infinity: mend the tracker's output",
+    DropReason.TOO_SHORT: "keep short clips with --set window.tail=pad",
+    DropReason.FPS_MISSING: "say the rate with --set input.fps=NUMBER or input.fps=FIELD",
+    DropReason.FPS_MISMATCH: "convert the rate with --set input.resample=linear",
+    DropReason.BAD_CLIP_ID: "clip ids are text of 1 to 1,024 characters without control characters",
+    DropReason.DUPLICATE_ID: "one id, two motions: rename one, or --set input.duplicate_ids=suffix",
+}
+
+
+@dataclass(frozen=True)
+class ClipProblem:
+    """A clip that cannot be used, where it stands and why; `clip_id` may be only the file's."""
+
+    clip_id: str
+    source: str
+    where: str
+    reason: DropReason
+    detail: str

@@ -1,0 +1,121 @@
+"""npz and npy: one file is one clip. The only place that decodes numpy's array format, tars included.
+
+Nothing is ever unpickled, and no header is believed before the bytes are there.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import CorpusSpec
+from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.sources.clip import ClipError, Part, RawClip, field_value, fps_field, raw_clip
+from pipeline.storage import Folder
+
+# A deflate stream cannot grow by more than this.
+MAX_DEFLATE_RATIO = 1032
+
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_HEADER_FAULTS = (
+    ValueError,
+    TypeError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    tokenize.TokenError,
+)
+_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
+
+
+def read_arrays(folder: Folder, part: Part, corpus: CorpusSpec) -> Iterator[RawClip | ClipProblem]:
+    """Yield the one clip of an npz or npy file, or its problem.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+        StorageError: storage does not answer.
+    """
+    data = folder.read(part.path)
+    try:
+        motion, fields = _motion_and_fields(data, corpus, part.format)
+        values = (
+            _scalar(field_value(fields, corpus.clip_id_field, "clip_id")),
+            _scalar(field_value(fields, fps_field(corpus), "fps")),
+        )
+    except ClipError as error:
+        yield part.problem(part.stem, "", error.reason, error.detail)
+        return
+    yield raw_clip(part, "", part.stem, motion, values, corpus)
+
+
+def array_from_npy(data: bytes) -> npt.NDArray[Any]:
+    """Return the array of an npy file's bytes without copying them.
+
+    Raises:
+        ClipError: no npy, an object array, or fewer bytes than its header promises.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version not in _HEADER_READERS:
+            raise ClipError(DropReason.UNREADABLE, f"npy version {version} is not read")
+        shape, is_fortran, dtype = _HEADER_READERS[version](stream)
+        wanted, start = math.prod(shape) * dtype.itemsize, stream.tell()
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise ClipError(DropReason.UNREADABLE, f"wanted an array of numbers, found {dtype} {shape}")
+        if len(data) - start < wanted:
+            detail = f"the header promises {wanted} bytes of {dtype} {shape}, found {len(data) - start}"
+            raise ClipError(DropReason.TRUNCATED, detail)
+        flat = np.frombuffer(data, dtype, math.prod(shape), start) if wanted else np.empty(0, dtype)
+        return flat.reshape(shape, order="F" if is_fortran else "C")
+    except _HEADER_FAULTS as error:
+        raise ClipError(DropReason.UNREADABLE, f"no npy array: {error}") from error
+
+
+def _motion_and_fields(data: bytes, corpus: CorpusSpec, file_format: str) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+    """Return motion, and of an npz file's other arrays those that id and rate may stand in."""
+    if file_format == "npy":
+        return array_from_npy(data), {}
+    is_zip = data[:4] == b"PK\x03\x04"
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    except _ZIP_FAULTS as error:
+        reason = DropReason.TRUNCATED if is_zip else DropReason.UNREADABLE
+        raise ClipError(reason, f"no npz archive: {error}") from error
+    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    if corpus.motion_field not in members:
+        found = ", ".join(sorted(members)) or "none"
+        raise ClipError(DropReason.MISSING_FIELD, f"no key {corpus.motion_field!r}, found: {found}")
+    wanted = {corpus.clip_id_field or "clip_id", fps_field(corpus) or "fps"}
+    fields: dict[str, Any] = dict.fromkeys(members)
+    fields.update({name: _read_member(archive, members[name]) for name in wanted & set(members)})
+    return _read_member(archive, members[corpus.motion_field]), fields
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ClipError(DropReason.UNREADABLE, f"{info.filename} is compressed in a way numpy does not write")
+    if info.file_size > (info.compress_size + 1) * MAX_DEFLATE_RATIO:
+        detail = f"{info.filename} promises {info.file_size} bytes of {info.compress_size} compressed ones"
+        raise ClipError(DropReason.UNREADABLE, detail)
+    try:
+        return array_from_npy(archive.read(info))
+    except _ZIP_FAULTS as error:
+        raise ClipError(DropReason.UNREADABLE, f"{info.filename}: {error}") from error
+
+
+def _scalar(value: Any) -> Any:
+    """Return the one element of an array as a Python value; other values as they are."""
+    return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value

@@ -1,0 +1,266 @@
+"""What every format gives: parts to read, raw clips, and clips prepared for the codec or refused by name.
+
+Knows no format, file or Arrow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import CodecSpec, CorpusSpec
+from pipeline.quarantine import ClipProblem, DropReason
+
+MAX_CLIP_ID_CHARS = 1024
+FPS_TOLERANCE = 1e-6
+
+_FLOAT_BYTES = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slice of one file, read by one task: rows of Parquet, bytes of a tar, else the whole file.
+
+    `start` and `stop` count rows of the whole file, or bytes up to a member's header; None is the file's end.
+    """
+
+    input_name: str
+    path: str
+    format: str
+    start: int | None = None
+    stop: int | None = None
+
+    @property
+    def source(self) -> str:
+        """The path as ledgers name it."""
+        return qualified(self.input_name, self.path)
+
+    @property
+    def stem(self) -> str:
+        """The path relative to its input, without suffix: the default clip id."""
+        return str(PurePosixPath(self.path).with_suffix(""))
+
+    def to_json(self) -> list[Any]:
+        """Return the part as a JSON list."""
+        return [self.input_name, self.path, self.format, self.start, self.stop]
+
+    @staticmethod
+    def from_json(fields: list[Any]) -> Part:
+        """Return the part that `to_json` gave."""
+        return Part(*fields)
+
+    def problem(self, clip_id: str, where: str, reason: DropReason, detail: str) -> ClipProblem:
+        """Return a problem at a place of this part; `clip_id` without the input's name, texts made safe."""
+        full_id = printable(qualified(self.input_name, clip_id))[:MAX_CLIP_ID_CHARS]
+        return ClipProblem(full_id, self.source, printable(where), reason, printable(detail))
+
+
+@dataclass(frozen=True)
+class RawClip:
+    """Motion as stored, (frames, dims) of any dtype; `where` names row or member, "" a whole file."""
+
+    clip_id: str
+    source: str
+    where: str
+    motion: npt.NDArray[Any]
+    fps: float | None
+
+
+@dataclass(frozen=True)
+class PreparedClip:
+    """Motion as the codec takes it, (frames, motion_dim) float32, C-contiguous and finite."""
+
+    clip_id: str
+    source: str
+    where: str
+    motion: npt.NDArray[np.float32]
+    motion_digest: str
+
+
+class ClipError(Exception):
+    """A clip cannot be used; raised and caught inside this package, where it becomes a ClipProblem."""
+
+    def __init__(self, reason: DropReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def qualified(input_name: str, text: str) -> str:
+    """Return an id or path with the input's name before it, if it has one."""
+    return f"{input_name}/{text}" if input_name else text
+
+
+def printable(text: str) -> str:
+    r"""Return the text with lone surrogates and control characters written as ``\x..``."""
+    safe = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(f"\\x{ord(char):02x}" if _is_control(char) else char for char in safe)
+
+
+def field_value(fields: Mapping[str, Any], configured: str | None, default: str) -> Any:
+    """Return a clip's optional field: the configured one, else the default one, else None.
+
+    Raises:
+        ClipError: the configured field is missing.
+    """
+    if configured is not None and configured not in fields:
+        found = ", ".join(sorted(fields)) or "none"
+        raise ClipError(DropReason.MISSING_FIELD, f"no field {configured!r}, found: {found}")
+    return fields.get(configured or default)
+
+
+def fps_field(corpus: CorpusSpec) -> str | None:
+    """Return the configured field with the rate, None where none is or a number is."""
+    return corpus.fps if isinstance(corpus.fps, str) else None
+
+
+def raw_clip(
+    part: Part, where: str, default_id: str, motion: npt.NDArray[Any], fields: tuple[Any, Any], corpus: CorpusSpec
+) -> RawClip | ClipProblem:
+    """Return a clip as stored, or what is wrong with its id.
+
+    Args:
+        default_id: without the input's name; used where the field is None.
+        fields: values of the id's field and of the rate's field, None where there is none.
+    """
+    id_value, fps_value = fields
+    clip_id = str(id_value) if isinstance(id_value, int) else id_value
+    if clip_id is None:
+        clip_id = default_id
+    fault = _clip_id_fault(clip_id)
+    if fault:
+        return part.problem(default_id, where, DropReason.BAD_CLIP_ID, fault)
+    fps = fps_value if corpus.fps is None or isinstance(corpus.fps, str) else corpus.fps
+    return RawClip(qualified(part.input_name, clip_id), part.source, printable(where), motion, _as_fps(fps))
+
+
+def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> PreparedClip | ClipProblem:
+    """Return the clip with columns selected, rate converted and float32, or the first reason it cannot be.
+
+    Whether it is long enough for a window is for windows.py to say; here only no frame at all is too short.
+    """
+    try:
+        _check_clip_id(raw.clip_id)
+        selected = _select_columns(raw.motion, corpus, codec)
+        rate = _checked_fps(raw.fps, corpus, codec)
+        motion = _finite_float32(selected, corpus)
+        if rate != codec.fps:
+            motion = resample(selected, rate, codec.fps)
+    except ClipError as error:
+        clip_id = printable(raw.clip_id)[:MAX_CLIP_ID_CHARS]
+        return ClipProblem(clip_id, raw.source, raw.where, error.reason, error.detail)
+    return PreparedClip(raw.clip_id, raw.source, raw.where, motion, motion_digest(motion))
+
+
+def resample(motion: npt.NDArray[Any], fps_in: float, fps_out: float) -> npt.NDArray[np.float32]:
+    """Return motion at another rate, linear between frames, in float64.
+
+    Args:
+        motion: (frames, dims), at least one frame.
+        fps_in: frames a second of `motion`.
+        fps_out: frames a second wanted.
+
+    Returns:
+        (floor((frames - 1) * fps_out / fps_in) + 1, dims): sample i stands at i / fps_out seconds.
+    """
+    last = len(motion) - 1
+    num_out = math.floor(last * fps_out / fps_in) + 1
+    positions = np.minimum(np.arange(num_out, dtype=np.float64) * fps_in / fps_out, last)
+    left = positions.astype(np.int64)
+    right = np.minimum(left + 1, last)
+    start = motion[left].astype(np.float64)
+    step = motion[right].astype(np.float64) - start
+    return np.ascontiguousarray(start + step * (positions - left)[:, None], dtype=np.float32)
+
+
+def motion_digest(motion: npt.NDArray[np.float32]) -> str:
+    """Return 32 hex digits of the SHA-256 of shape and little-endian float32 bytes of (frames, dims)."""
+    digest = hashlib.sha256(np.array(motion.shape, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(motion, dtype="<f4").data)
+    return digest.hexdigest()[:32]
+
+
+def _is_control(char: str) -> bool:
+    return char < " " or "\x7f" <= char < "\xa0"
+
+
+def _clip_id_fault(clip_id: object) -> str:
+    """Return what is wrong with an id, "" where nothing is."""
+    if not isinstance(clip_id, str):
+        return f"the id is no text but {type(clip_id).__name__}"
+    if not 0 < len(clip_id) <= MAX_CLIP_ID_CHARS:
+        return f"the id has {len(clip_id)} characters, wanted 1 to {MAX_CLIP_ID_CHARS}"
+    if any(_is_control(char) for char in clip_id):
+        return f"the id {printable(clip_id)} holds a control character"
+    if any("\ud800" <= char <= "\udfff" for char in clip_id):
+        return f"the id {printable(clip_id)} is not UTF-8"
+    return ""
+
+
+def _check_clip_id(clip_id: str) -> None:
+    fault = _clip_id_fault(clip_id)
+    if fault:
+        raise ClipError(DropReason.BAD_CLIP_ID, fault)
+
+
+def _as_fps(value: Any) -> float | None:
+    """Return a stored rate as a number: NaN where it is none, None where nothing is stored."""
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _select_columns(motion: npt.NDArray[Any], corpus: CorpusSpec, codec: CodecSpec) -> npt.NDArray[Any]:
+    """Return the codec's dims of motion as stored, (frames, motion_dim)."""
+    if motion.dtype.kind != "f" or motion.dtype.itemsize not in _FLOAT_BYTES:
+        raise ClipError(DropReason.WRONG_DTYPE, f"wanted float16, float32 or float64, found {motion.dtype}")
+    if motion.ndim and not len(motion):
+        raise ClipError(DropReason.TOO_SHORT, "no frame")
+    if motion.ndim != 2:
+        raise ClipError(DropReason.WRONG_DIM, f"wanted (frames, dims), found shape {motion.shape}")
+    stored, columns = motion.shape[1], corpus.columns
+    if corpus.motion_dim is not None and stored != corpus.motion_dim:
+        raise ClipError(
+            DropReason.WRONG_DIM, f"wanted {corpus.motion_dim} dims as input.motion_dim says, found {stored}"
+        )
+    if columns is not None and max(columns) >= stored:
+        raise ClipError(DropReason.WRONG_DIM, f"wanted column {max(columns)}, found {stored} dims")
+    selected = motion if columns is None else motion[:, list(columns)]
+    if selected.shape[1] != codec.motion_dim:
+        raise ClipError(DropReason.WRONG_DIM, f"wanted {codec.motion_dim} dims, found {selected.shape[1]}")
+    return selected
+
+
+def _checked_fps(fps: float | None, corpus: CorpusSpec, codec: CodecSpec) -> float:
+    """Return the rate to convert from; the codec's own where they agree."""
+    if fps is None:
+        raise ClipError(DropReason.FPS_MISSING, f"no rate stored, the codec's is {codec.fps:g}")
+    if not (math.isfinite(fps) and fps > 0):
+        raise ClipError(DropReason.FPS_MISSING, f"the stored rate {fps:g} is no positive number")
+    if math.isclose(fps, codec.fps, rel_tol=FPS_TOLERANCE):
+        return codec.fps
+    if corpus.resample != "linear":
+        raise ClipError(DropReason.FPS_MISMATCH, f"wanted {codec.fps:g} frames a second, found {fps:g}")
+    return fps
+
+
+def _finite_float32(selected: npt.NDArray[Any], corpus: CorpusSpec) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        motion = np.ascontiguousarray(selected, dtype=np.float32)
+    is_finite = np.isfinite(motion)
+    if not is_finite.all():
+        frame, dim = np.unravel_index(int(np.argmin(is_finite)), motion.shape)
+        column = int(dim) if corpus.columns is None else corpus.columns[int(dim)]
+        found = selected[frame, dim]
+        raise ClipError(DropReason.NON_FINITE, f"{found} at frame {frame}, column {column}, as float32")
+    return motion

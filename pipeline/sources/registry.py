@@ -1,0 +1,96 @@
+"""Which format a file has, how a large one is cut, and the one door to reading a part.
+
+Readers are imported when the first file of their format is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.config import CodecSpec, CorpusSpec
+from pipeline.errors import InputFormatError, StorageError
+from pipeline.quarantine import ClipProblem
+from pipeline.sources.clip import Part, RawClip
+from pipeline.storage import Folder, StoredFile
+
+SUFFIXES = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".tar": "webdataset",
+    ".npz": "npz",
+    ".npy": "npy",
+}
+
+
+def format_of(path: str, configured: str = "auto") -> str:
+    """Return the format of a file: the configured one, or by suffix under ``auto``.
+
+    Raises:
+        InputFormatError: the suffix is unknown.
+    """
+    if configured != "auto":
+        return configured
+    for suffix, name in SUFFIXES.items():
+        if path.lower().endswith(suffix):
+            return name
+    raise InputFormatError(
+        f"{path} has no known suffix ({', '.join(SUFFIXES)}): say what it is with --set input.format=FORMAT"
+    )
+
+
+def cut_file(folder: Folder, input_name: str, file: StoredFile, corpus: CorpusSpec) -> list[Part]:
+    """Return the parts of a file, in order, that hold each of its clips once.
+
+    Up to `unit_bytes` a file is one part; npz and npy always are.
+
+    Raises:
+        StorageError: storage does not answer, or the file is gone since it was listed.
+    """
+    whole = Part(input_name, file.path, format_of(file.path, corpus.format))
+    if file.num_bytes <= corpus.unit_bytes:
+        return [whole]
+    try:
+        if whole.format == "parquet":
+            from pipeline.sources.parquet import cut_parquet
+
+            return cut_parquet(folder, whole, corpus)
+        if whole.format == "webdataset":
+            from pipeline.sources.webdataset import cut_webdataset
+
+            return cut_webdataset(folder, whole, corpus)
+    except OSError as error:
+        raise _storage_error(folder, whole, error) from error
+    return [whole]
+
+
+def read_part(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpec) -> Iterator[RawClip | ClipProblem]:
+    """Yield every clip of a part in a fixed order; what is wrong with the data is a problem, never raised.
+
+    Raises:
+        StorageError: storage does not answer, or the file is gone since it was listed.
+    """
+    try:
+        yield from _reader_of(folder, part, corpus, codec)
+    except OSError as error:
+        raise _storage_error(folder, part, error) from error
+
+
+def _reader_of(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpec) -> Iterator[RawClip | ClipProblem]:
+    if part.format == "parquet":
+        from pipeline.sources.parquet import read_parquet
+
+        return read_parquet(folder, part, corpus, codec)
+    if part.format == "webdataset":
+        from pipeline.sources.webdataset import read_webdataset
+
+        return read_webdataset(folder, part, corpus)
+    from pipeline.sources.arrays import read_arrays
+
+    return read_arrays(folder, part, corpus)
+
+
+def _storage_error(folder: Folder, part: Part, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot read {part.path} in {folder!r}: {type(error).__name__}: {error.strerror or error}; "
+        "run the same command again to list the input anew"
+    )

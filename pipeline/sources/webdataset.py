@@ -1,0 +1,150 @@
+"""WebDataset tars: neighbours of one key are a sample, a sample is a clip. Streams; never extracts to disk.
+
+Knows the tar's order and names; array bytes go to arrays.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from pipeline.config import CorpusSpec
+from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.sources.arrays import array_from_npy
+from pipeline.sources.clip import ClipError, Part, RawClip, field_value, fps_field, raw_clip
+from pipeline.storage import Folder
+
+Member = tarfile.TarInfo
+
+_TAR_FAULTS = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
+
+
+def cut_webdataset(folder: Folder, whole: Part, corpus: CorpusSpec) -> list[Part]:
+    """Return parts of about `unit_bytes` that begin and end between samples; headers alone are read.
+
+    Of a damaged tar the part before the damage reaches to the end, so that its reader reports it.
+    """
+    starts = [0]
+    with folder.open(whole.path) as file:
+        try:
+            for index, (_, members) in enumerate(itertools.groupby(_members(file, whole), _key)):
+                offset = next(members).offset
+                if index and offset - starts[-1] >= corpus.unit_bytes:
+                    starts.append(offset)
+        except ClipError:
+            pass
+    if len(starts) == 1:
+        return [whole]
+    return [
+        Part(whole.input_name, whole.path, whole.format, start, stop)
+        for start, stop in itertools.pairwise([*starts, None])
+    ]
+
+
+def read_webdataset(folder: Folder, part: Part, corpus: CorpusSpec) -> Iterator[RawClip | ClipProblem]:
+    """Yield the clips of a part in its order; at damage one problem, and nothing after it.
+
+    Where damage follows a sample directly, more of its members may be lost: it is left out with the rest.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+        StorageError: storage does not answer.
+    """
+    seen: set[str] = set()
+    with folder.open(part.path) as file:
+        try:
+            for key, members in itertools.groupby(_members(file, part), _key):
+                sample = {member.name.removeprefix(key)[1:]: member for member in members}
+                # Members that stand apart from their sample, without motion, are no clip of their own.
+                if key in seen and not any(name.endswith("npy") for name in sample):
+                    continue
+                seen.add(key)
+                yield _clip(file, part, key, sample, corpus)
+        except ClipError as error:
+            yield part.problem(part.stem, "", error.reason, error.detail)
+
+
+def _clip(file: BinaryIO, part: Part, key: str, sample: dict[str, Member], corpus: CorpusSpec) -> RawClip | ClipProblem:
+    """Return the clip of a sample, given its members by extension."""
+    default_id = f"{part.stem}#{key}"
+    extension = next((name for name in (f"{corpus.motion_field}.npy", "npy") if name in sample), None)
+    where = f"member {sample[extension].name}" if extension else f"sample {key}"
+    try:
+        if extension is None:
+            found = ", ".join(sorted(sample))
+            detail = f"no member .{corpus.motion_field}.npy or .npy, found: {found}"
+            raise ClipError(DropReason.MISSING_FIELD, detail)
+        fields = _json_fields(_bytes_of(file, sample["json"])) if "json" in sample else {}
+        values = (
+            field_value(fields, corpus.clip_id_field, "clip_id"),
+            field_value(fields, fps_field(corpus), "fps"),
+        )
+        motion = array_from_npy(_bytes_of(file, sample[extension]))
+    except ClipError as error:
+        return part.problem(default_id, where, error.reason, error.detail)
+    return raw_clip(part, where, default_id, motion, values, corpus)
+
+
+def _members(file: BinaryIO, part: Part) -> Iterator[Member]:
+    """Yield the files of a part that have a key and an extension.
+
+    Raises:
+        ClipError: the tar ends early, perhaps inside the last member given, or a header is damaged.
+    """
+    file_bytes = file.seek(0, os.SEEK_END)
+    at = file.seek(part.start or 0)
+    try:
+        tar: Any = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (the file is the caller's)
+        while part.stop is None or at < part.stop:
+            member = tar.next()
+            if member is None:
+                return _check_end(file, at)
+            at = tar.offset
+            tar.members.clear()
+            if member.isreg() and _key(member):
+                yield member
+            if member.size < 0 or member.offset_data + member.size > file_bytes:
+                detail = f"member {member.name} of {member.size} bytes goes beyond the end at {file_bytes}"
+                raise ClipError(DropReason.TRUNCATED, detail)
+    except _TAR_FAULTS as error:
+        raise ClipError(_damage(file, at), f"byte {at}: {error}") from error
+
+
+def _check_end(file: BinaryIO, at: int) -> None:
+    """Raise ClipError unless the zeros that end a tar stand at byte `at`."""
+    file.seek(at)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise ClipError(DropReason.TRUNCATED, f"the tar ends at byte {at + len(block)} without its end mark")
+    if any(block):
+        raise ClipError(DropReason.UNREADABLE, f"byte {at}: no tar header; what follows is lost")
+
+
+def _damage(file: BinaryIO, at: int) -> DropReason:
+    file.seek(at)
+    is_short = len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE
+    return DropReason.TRUNCATED if is_short else DropReason.UNREADABLE
+
+
+def _key(member: Member) -> str:
+    """Return the name up to the first dot of its last part, as the webdataset library does; "" without one."""
+    folder, slash, basename = member.name.rpartition("/")
+    stem, dot, _ = basename.partition(".")
+    return f"{folder}{slash}{stem}" if stem and dot else ""
+
+
+def _bytes_of(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset_data)
+    return file.read(member.size)
+
+
+def _json_fields(data: bytes) -> dict[str, Any]:
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ClipError(DropReason.UNREADABLE, f"the sample's .json: {error}") from error
+    return tree if isinstance(tree, dict) else {}

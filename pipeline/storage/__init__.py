@@ -1,0 +1,13 @@
+"""The only door to disk and object storage: list, ranged read, retry, atomic publish, named inputs.
+
+Knows no Ray, torch or Arrow, and nothing of what the bytes mean.
+"""
+
+from __future__ import annotations
+
+from pipeline.storage.files import StoredFile
+from pipeline.storage.folder import Folder, read_bytes, read_text
+from pipeline.storage.inputs import InputRoot, open_inputs
+from pipeline.storage.retries import with_retries
+
+__all__ = ["Folder", "InputRoot", "StoredFile", "open_inputs", "read_bytes", "read_text", "with_retries"]

@@ -1,0 +1,204 @@
+"""Folder: files of one place, local or remote, read and written with retries; and single named files.
+
+Knows nothing of inputs, outputs or formats.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from pipeline.errors import InputFormatError, InputNotFoundError
+from pipeline.storage.files import LocalFiles, RemoteFiles, StoredFile
+from pipeline.storage.retries import with_retries, without_secrets
+
+Result = TypeVar("Result")
+
+READ_BLOCK_BYTES = 4 << 20
+
+
+class Folder:
+    """A place that holds files; paths given to it are POSIX and relative to it.
+
+    Anyone builds it from a path or URL. It pickles as text and connects once a process; nothing to close.
+
+    Args:
+        url: local path, or any fsspec URL; a relative path counts from the present working folder.
+        options: passed to fsspec; local paths need none.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        local = _local_part(url)
+        self.options = dict(options or {})
+        self.url = url.rstrip("/") if local is None else str(Path(local).absolute())
+        self._files = RemoteFiles(self.url, self.options) if local is None else LocalFiles(self.url)
+
+    def __repr__(self) -> str:
+        return f"Folder({without_secrets(self.url)!r})"
+
+    def __str__(self) -> str:
+        return without_secrets(self.url)
+
+    def child(self, sub: str) -> Folder:
+        """Return the folder `sub` inside this one."""
+        return Folder(self.url_of(sub), self.options)
+
+    def url_of(self, path: str) -> str:
+        """Return the full path or URL of a file."""
+        return f"{self.url.rstrip('/')}/{path}" if path else self.url
+
+    def local_path(self, path: str) -> str | None:
+        """Return the file's path on this machine, None where it is remote."""
+        return self.url_of(path) if isinstance(self._files, LocalFiles) else None
+
+    def list_files(self, prefix: str = "") -> list[StoredFile]:
+        """Return every file at any depth below `prefix`, sorted by path; [] where it is missing."""
+        return sorted(self._retry(self._files.walk, "list", prefix), key=lambda file: file.path)
+
+    def list_names(self, prefix: str = "") -> list[str]:
+        """Return the sorted names of files and folders directly in `prefix`; [] where it is missing."""
+        try:
+            return sorted(self._retry(self._files.names, "list", prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def stat(self, path: str) -> StoredFile | None:
+        """Return size and version of a file; None where there is none, or a folder."""
+        try:
+            return self._retry(self._files.stat, "look at", path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def exists(self, path: str) -> bool:
+        """Return whether a file stands at `path`."""
+        return self.stat(path) is not None
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: storage does not answer.
+        """
+        return self._retry(self._files.read, "read", path)
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop) of a file, fewer where it ends earlier.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: storage does not answer.
+        """
+        if start >= stop:
+            return b""
+        return self._retry(lambda at: self._files.read_range(at, start, stop), "read", path)
+
+    def open(self, path: str) -> BinaryIO:
+        """Return a seekable reader; remote files are read in ranges through a block buffer, with retries.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: storage does not answer; remote reads raise it too.
+        """
+        local = self.local_path(path)
+        if local is not None:
+            return self._retry(lambda _: Path(local).open("rb"), "open", path)
+        file = self.stat(path)
+        if file is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), without_secrets(self.url_of(path)))
+        return io.BufferedReader(_RangeReader(self, file), READ_BLOCK_BYTES)
+
+    def publish(self, path: str, data: bytes | memoryview) -> None:
+        """Write a whole file so that readers see all of it or none; an existing one is replaced.
+
+        Raises:
+            StorageError: storage does not answer, denies or is full.
+        """
+        self._retry(lambda at: self._files.publish(at, data), "write", path)
+
+    def delete(self, path: str) -> None:
+        """Remove a file; a missing one is no error."""
+        try:
+            self._retry(self._files.delete, "delete", path)
+        except FileNotFoundError:
+            return
+
+    def _retry(self, operation: Callable[[str], Result], verb: str, path: str) -> Result:
+        return with_retries(lambda: operation(path), f"{verb} {without_secrets(self.url_of(path))}")
+
+
+class _RangeReader(io.RawIOBase):
+    """A remote file as a raw stream: built by Folder.open, every read is one ranged request."""
+
+    def __init__(self, folder: Folder, file: StoredFile) -> None:
+        self._folder, self._file, self._at = folder, file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.num_bytes}[whence]
+        self._at = max(0, origin + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._file.num_bytes)
+        data = self._folder.read_range(self._file.path, self._at, stop)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def read_bytes(url: str, options: Mapping[str, Any] | None = None) -> bytes:
+    """Return the bytes of one named file.
+
+    Raises:
+        InputNotFoundError: there is none.
+    """
+    folder, name = parent_and_name(url, options)
+    try:
+        return folder.read(name)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputNotFoundError(f"no file at {without_secrets(url)}: check the path") from error
+
+
+def read_text(url: str, options: Mapping[str, Any] | None = None) -> str:
+    """Return the UTF-8 text of one named file.
+
+    Raises:
+        InputNotFoundError: there is none.
+        InputFormatError: it is not UTF-8.
+    """
+    try:
+        return read_bytes(url, options).decode()
+    except UnicodeDecodeError as error:
+        message = f"{without_secrets(url)} is not UTF-8 text: {error.reason} at byte {error.start}"
+        raise InputFormatError(message) from error
+
+
+def parent_and_name(url: str, options: Mapping[str, Any] | None = None) -> tuple[Folder, str]:
+    """Return folder and basename of a location; the basename of a bare bucket or root is empty."""
+    local = _local_part(url)
+    if local is not None:
+        path = Path(local).absolute()
+        return Folder(str(path.parent), options), path.name
+    head, _, name = url.rstrip("/").rpartition("/")
+    return (Folder(url, options), "") if head.endswith("/") else (Folder(head, options), name)
+
+
+def _local_part(url: str) -> str | None:
+    """Return the path of a local location, None for a remote one."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    return rest if scheme in ("file", "local") else None

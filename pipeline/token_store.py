@@ -1,0 +1,156 @@
+"""The token store: one immutable Parquet fragment a unit; its presence under its name is its commit.
+
+Knows no Ray or torch. A fragment's footer carries the contract and the ledger of the unit's clips.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import Contract, canonical_json
+from pipeline.errors import OutputMismatchError
+from pipeline.plan import Plan, Unit, plan_from_bytes, plan_to_bytes
+from pipeline.schema import CONTRACT_KEY, LEDGER_KEY, LEDGER_SCHEMA, TOKEN_ROW_GROUP_ROWS
+from pipeline.storage import Folder
+
+LISTING_THREADS = 32
+CONSTANTS_PATH = "constants.npz"
+"""Null codes and schedule, written by the first tokenizer before any fragment can exist."""
+
+
+def tokens_to_parquet(tokens: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
+    """Return token rows as the bytes of one Parquet file: equal rows and metadata, equal bytes.
+
+    Args:
+        tokens: rows of `token_schema`.
+        metadata: footer keys and values.
+    """
+    sink = io.BytesIO()
+    bits = ("prev_bits", "this_bits")
+    plain = [name for name in tokens.schema.names if name not in bits]
+    writer = pq.ParquetWriter(
+        sink,
+        tokens.schema,
+        compression={name: "zstd" if name in plain else "none" for name in tokens.schema.names},
+        use_dictionary=[name for name in ("clip_id", "source") if name in plain],
+        write_statistics=plain,
+    )
+    with writer:
+        writer.write_table(tokens, row_group_size=TOKEN_ROW_GROUP_ROWS)
+        writer.add_key_value_metadata(metadata)
+    return sink.getvalue()
+
+
+def table_to_ipc(table: pa.Table) -> bytes:
+    """Return a table as an Arrow IPC stream."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue()
+
+
+def table_from_ipc(data: bytes | pa.Buffer) -> pa.Table:
+    """Return the table that `table_to_ipc` wrote."""
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
+
+
+def fragment_to_bytes(tokens: pa.Table, ledger: pa.Table, contract: Contract) -> bytes:
+    """Return a fragment: token rows, and in its footer the contract and the ledger of its clips."""
+    footer = {
+        CONTRACT_KEY: canonical_json(contract.model_dump(mode="json")).encode(),
+        LEDGER_KEY: base64.b64encode(table_to_ipc(ledger.cast(LEDGER_SCHEMA))),
+    }
+    return tokens_to_parquet(tokens, footer)
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """`OUT/_store/<spec_id>/`; built by whoever needs it, owns nothing but the folder's address."""
+
+    folder: Folder
+
+    @classmethod
+    def of(cls, output: Folder, spec_id: str) -> TokenStore:
+        """Return the store of a spec inside an output folder."""
+        return cls(output.child(f"_store/{spec_id}"))
+
+    @staticmethod
+    def fragment_path(unit_key: str, stamp: str) -> str:
+        """Return where a unit's fragment stands, relative to the store."""
+        return f"fragments/{unit_key[:2]}/{unit_key}-{stamp}.parquet"
+
+    def list_fragments(self) -> set[tuple[str, str]]:
+        """Return (unit key, stamp) of every committed fragment, learned by listing alone."""
+        prefixes = self.folder.list_names("fragments")
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            listings = pool.map(lambda prefix: self.folder.list_names(f"fragments/{prefix}"), prefixes)
+            names = [name for listing in listings for name in listing]
+        found = (name.removesuffix(".parquet").split("-") for name in names if name.endswith(".parquet"))
+        return {(parts[0], parts[1]) for parts in found if len(parts) == 2}
+
+    def publish_fragment(self, unit: Unit, data: bytes) -> None:
+        """Commit a unit's fragment; where one already stands, the first one stays."""
+        path = self.fragment_path(unit.key, unit.stamp)
+        if not self.folder.exists(path):
+            self.folder.publish(path, data)
+
+    def read_fragment(self, unit_key: str, stamp: str) -> pa.Table:
+        """Return a fragment's token rows."""
+        data = self.folder.read(self.fragment_path(unit_key, stamp))
+        return pq.read_table(io.BytesIO(data))
+
+    def read_ledger(self, unit_key: str, stamp: str) -> pa.Table:
+        """Return a fragment's ledger from its footer alone."""
+        with self.folder.open(self.fragment_path(unit_key, stamp)) as file:
+            metadata = pq.read_metadata(file).metadata
+        return table_from_ipc(base64.b64decode(metadata[LEDGER_KEY]))
+
+    def read_ledgers(self, units: Iterable[tuple[str, str]], threads: int = 8) -> Iterator[pa.Table]:
+        """Yield the ledgers of (unit key, stamp) pairs, in their order."""
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(lambda unit: self.read_ledger(*unit), units)
+
+    def read_contract(self) -> Contract | None:
+        """Return the contract of the store, or None where there is no store yet."""
+        try:
+            return Contract.model_validate_json(self.folder.read("contract.json"))
+        except FileNotFoundError:
+            return None
+
+    def publish_contract(self, contract: Contract) -> None:
+        """Write the contract of a new store."""
+        self.folder.publish("contract.json", canonical_json(contract.model_dump(mode="json")).encode())
+
+    def publish_plan(self, plan: Plan) -> None:
+        """Write a plan under its digest."""
+        self.folder.publish(f"plans/{plan.digest}.parquet", plan_to_bytes(plan))
+
+    def publish_version(self, version: str, plan: Plan) -> None:
+        """Remember which plan a published dataset.json was made from.
+
+        Args:
+            version: digest of the dataset.json.
+        """
+        self.folder.publish(f"published/{version}.txt", plan.digest.encode())
+
+    def plan_of_version(self, version: str) -> Plan:
+        """Return the plan that a published dataset.json was made from.
+
+        Raises:
+            OutputMismatchError: the store does not know this version.
+        """
+        try:
+            digest = self.folder.read(f"published/{version}.txt").decode()
+            return plan_from_bytes(self.folder.read(f"plans/{digest}.parquet"))
+        except FileNotFoundError as error:
+            raise OutputMismatchError(
+                f"{self.folder} does not know dataset version {version}: run the same tokenize command again"
+            ) from error

@@ -1,0 +1,122 @@
+"""The tokenizer: motion of a run of units in, packed bits out. Hosted by Ray on a GPU, or called in a loop.
+
+Names no Ray: graph.py hosts it. It reads no files; what it needs comes with the block and the constructor.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bitwise_vae.checkpoint import read_checkpoint
+from bitwise_vae.encode import WindowEncoder
+from pipeline.blocks import MotionBlock, TokenBlock
+from pipeline.codec import numerics_here, pick_device
+from pipeline.config import Contract
+from pipeline.errors import OutputMismatchError
+from pipeline.token_store import CONSTANTS_PATH, TokenStore
+
+TELL_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """What a tokenizer is built from, beside the weights."""
+
+    contract: Contract
+    store: TokenStore
+    num_threads: int
+    mixed_numerics: bool
+
+
+class TokenizerActor:
+    """A codec on a device: built once a worker, owns the weights on it, dies with the worker.
+
+    It computes only on numerics that the contract names, and leaves the null codes in the store
+    before the first fragment can exist.
+    """
+
+    def __init__(self, codec: bytes, settings: TokenizerSettings, on_windows: Callable[[int], None]) -> None:
+        """Load weights, encode the warm-up batch of zeros, and publish the null codes it gives.
+
+        Args:
+            codec: safetensors bytes of the checkpoint.
+            settings: contract, store and threads.
+            on_windows: told of encoded windows, about twice a second.
+
+        Raises:
+            OutputMismatchError: this machine computes with other numerics than the store's.
+        """
+        device = pick_device()
+        contract = settings.contract
+        here = numerics_here(device)
+        if here != contract.numerics and not settings.mixed_numerics:
+            raise OutputMismatchError(
+                f"this worker computes with {here.model_dump()}, the store with {contract.numerics.model_dump()}:"
+                " use equal machines, or allow it with --set run.numerics=mixed"
+            )
+        self._encoder = WindowEncoder(
+            read_checkpoint(codec, "codec.safetensors"),
+            precision=contract.corpus.precision,
+            batch_size=contract.corpus.batch_size,
+            device=device,
+            num_threads=settings.num_threads,
+            on_windows=self._count,
+        )
+        self._half_bytes = contract.codec.half_bytes
+        self._tell = on_windows
+        self._untold, self._told_at = -1, time.monotonic()  # the window of zeros does not count
+        null_prev, null_this = self._encoder.null_bits()
+        if not settings.store.folder.exists(CONSTANTS_PATH):
+            patch_nums = np.array(contract.codec.patch_nums, np.int32)
+            settings.store.folder.publish(CONSTANTS_PATH, constants_to_npz(null_prev, null_this, patch_nums))
+
+    def tokenize(self, block: MotionBlock) -> TokenBlock:
+        """Return the bits of every window of a block, packed into full batches across its clips and units."""
+        begin = time.perf_counter()
+        num_windows = block.ledger["num_windows"].to_numpy()
+        kept = num_windows > 0
+        num_frames = block.ledger["num_frames"].to_numpy()[kept].astype(np.int64)
+        clip_end = np.cumsum(num_frames)
+        clip_of_window = np.repeat(np.arange(len(num_frames)), num_windows[kept])
+        bits = self._encoder.encode(
+            _tensor_of(block.motion),
+            (clip_end - num_frames)[clip_of_window],
+            clip_end[clip_of_window],
+            block.start_frame,
+        )
+        self._count(0, flush=True)
+        return TokenBlock(
+            units=block.units,
+            bits=bits.reshape(-1, 2, self._half_bytes),
+            ledger=block.ledger,
+            start_frame=block.start_frame,
+            seconds={**block.seconds, "tokenize": time.perf_counter() - begin},
+        )
+
+    def _count(self, num_windows: int, flush: bool = False) -> None:
+        self._untold += num_windows
+        now = time.monotonic()
+        if self._untold > 0 and (flush or now - self._told_at > TELL_INTERVAL_S):
+            self._tell(self._untold)
+            self._untold, self._told_at = 0, now
+
+
+def _tensor_of(motion: np.ndarray) -> torch.Tensor:
+    """Return a view of frames as a tensor; they are never written to, so that read-only memory is right."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(motion)
+
+
+def constants_to_npz(null_prev: np.ndarray, null_this: np.ndarray, patch_nums: np.ndarray) -> bytes:
+    """Return constants.npz: the codes of nothing, packed (num_tokens, code_dim / 8), and the schedule."""
+    sink = io.BytesIO()
+    np.savez(sink, null_prev=null_prev, null_this=null_this, patch_nums=patch_nums)
+    return sink.getvalue()

@@ -1,0 +1,301 @@
+"""A dataset against its own promises: every expected window exactly once, every checksum.
+
+Plan proves units, ledgers prove clips and windows, rows prove windows. Knows no Ray or torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.config import Contract, canonical_json, hash64
+from pipeline.errors import OutputMismatchError, VerifyError
+from pipeline.export.layout import mixed_hash
+from pipeline.export.webdataset import rows_of_tar
+from pipeline.manifest import Manifest, ShardFile
+from pipeline.plan import units_digest
+from pipeline.schema import CONTRACT_KEY, token_schema
+from pipeline.storage import Folder
+from pipeline.token_store import TokenStore
+from pipeline.windows import valid_frames, window_starts
+
+MAX_FINDINGS = 100
+VERIFY_THREADS = 4
+
+
+@dataclass
+class Findings:
+    """What is wrong, in words; grows while a dataset is read."""
+
+    lines: list[str] = field(default_factory=list)
+    num_findings: int = 0
+
+    def add(self, line: str) -> None:
+        """Note a finding; the first hundred are kept in words."""
+        self.num_findings += 1
+        if len(self.lines) < MAX_FINDINGS:
+            self.lines.append(line)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The result of a verification."""
+
+    findings: Sequence[str]
+    num_findings: int
+    num_files: int
+    num_windows: int
+    units_proved: bool
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing was found wrong."""
+        return self.num_findings == 0
+
+
+@dataclass(frozen=True)
+class _ShardContent:
+    """Digest of a shard's rows: per-clip counts and sums of window hashes, and row digests in order."""
+
+    clip_ids: Sequence[str]
+    num_windows: np.ndarray
+    window_sums: np.ndarray
+    rows_digest: str
+
+
+def verify_dataset(output: Folder, manifest: Manifest, on_file: Callable[[str], None]) -> Verified:
+    """Check a published dataset completely.
+
+    Args:
+        on_file: told every file before it is read.
+
+    Raises:
+        StorageError: storage did not answer after all retries.
+    """
+    findings = Findings()
+    contents: dict[str, bytes] = {}
+    for other in manifest.files:
+        on_file(other.path)
+        data = _read_checked(output, other.path, other.bytes, other.sha256, findings)
+        if data is not None:
+            contents[other.path] = data
+    for name in manifest.shards:
+        for split in {shard.split for shard in manifest.shards[name]}:
+            if sum(shard.windows for shard in manifest.shards[name] if shard.split == split) != (
+                manifest.splits[split].windows if split in manifest.splits else -1
+            ):
+                findings.add(f"dataset.json: {name} shards of {split} do not add up to the split's windows")
+    clips = _table(contents.get("index/clips.parquet"))
+    units = _table(contents.get("index/units.parquet"))
+    units_proved = False
+    if clips is None or units is None:
+        findings.add("index: clips.parquet or units.parquet is missing or altered, so windows cannot be proved")
+    else:
+        units_proved = _prove_units(output, manifest, clips, units, findings)
+        _prove_rows(output, manifest, clips, findings, on_file)
+    num_files = len(manifest.files) + sum(len(shards) for shards in manifest.shards.values())
+    return Verified(findings.lines, findings.num_findings, num_files, manifest.num_windows, units_proved)
+
+
+def _prove_units(output: Folder, manifest: Manifest, clips: pa.Table, units: pa.Table, findings: Findings) -> bool:
+    """Compare plan, fragments and ledgers with the index; return whether the store was at hand."""
+    keys = units["unit_key"].to_pylist()
+    if units_digest(keys) != manifest.plan:
+        findings.add("index/units.parquet: units are not those of the plan that dataset.json names")
+    if pc.sum(units["num_windows"]).as_py() != pc.sum(clips["num_windows"]).as_py():
+        findings.add("index: units and clips disagree about the number of windows")
+    store = TokenStore.of(output, manifest.spec_id)
+    if store.read_contract() is None:
+        return False
+    try:
+        plan = store.plan_of_version(manifest.version)
+    except OutputMismatchError as error:
+        findings.add(str(error))
+        return True
+    committed = store.list_fragments()
+    if [unit.key for unit in plan.units] != keys:
+        findings.add("index/units.parquet: units differ from the plan in the token store")
+    expected = [unit for unit in plan.units if (unit.key, unit.stamp) in committed]
+    for unit in plan.units:
+        if (unit.key, unit.stamp) not in committed:
+            findings.add(f"token store: unit {unit.key} ({unit.parts[0].path}) has no fragment")
+    row = 0
+    for unit, ledger in zip(expected, store.read_ledgers((unit.key, unit.stamp) for unit in expected), strict=True):
+        mine = clips.slice(row, ledger.num_rows)
+        row += ledger.num_rows
+        is_same = mine["source"].combine_chunks() == ledger["source"].combine_chunks()
+        frames_same = mine["num_frames"].combine_chunks() == ledger["num_frames"].combine_chunks()
+        windows = mine["num_windows"].to_numpy()
+        were_dropped_later = mine["drop_reason"].to_numpy(zero_copy_only=False) == "duplicate_id"
+        windows_same = ((windows == ledger["num_windows"].to_numpy()) | were_dropped_later).all()
+        if not (is_same and frames_same and windows_same):
+            findings.add(f"index/clips.parquet: clips of unit {unit.key} ({unit.parts[0].path}) differ from its ledger")
+    if row != clips.num_rows and len(expected) == len(plan.units):
+        findings.add(f"index/clips.parquet: {clips.num_rows} clips, the ledgers hold {row}")
+    return True
+
+
+def _prove_rows(
+    output: Folder, manifest: Manifest, clips: pa.Table, findings: Findings, on_file: Callable[[str], None]
+) -> None:
+    """Read every shard and compare the windows found with the windows the ledgers promise."""
+    contract = manifest.contract
+    kept = clips.filter(pc.greater(clips["num_windows"], 0))
+    split_of_clip = dict(zip(kept["clip_id"].to_pylist(), kept["split"].to_pylist(), strict=True))
+    by_format: dict[str, list[_ShardContent | None]] = {}
+    for name, shards in manifest.shards.items():
+        found: dict[str, list[int]] = {}
+        by_format[name] = []
+        for shard, content in zip(shards, _contents(output, name, shards, contract, findings), strict=True):
+            on_file(shard.path)
+            by_format[name].append(content)
+            if content is None:
+                continue
+            for clip_id, count, total in zip(content.clip_ids, content.num_windows, content.window_sums, strict=True):
+                if split_of_clip.get(clip_id) != shard.split:
+                    findings.add(f"{shard.path}: clip {clip_id!r} does not belong to split {shard.split}")
+                sums = found.setdefault(clip_id, [0, 0])
+                sums[0] += int(count)
+                sums[1] = (sums[1] + int(total)) % 2**64
+        _compare_windows(name, kept, found, contract, findings)
+    _compare_formats(manifest, by_format, findings)
+
+
+def _compare_windows(
+    name: str, kept: pa.Table, found: dict[str, list[int]], contract: Contract, findings: Findings
+) -> None:
+    window_frames, rule = contract.codec.window_frames, contract.corpus.window
+    columns = (kept["clip_id"].to_pylist(), kept["num_frames"].to_pylist(), kept["num_windows"].to_pylist())
+    for clip_id, num_frames, num_windows in zip(*columns, strict=True):
+        count, total = found.pop(clip_id, [0, 0])
+        if count != num_windows:
+            what = "missing" if count < num_windows else "too many"
+            findings.add(f"{name}: clip {clip_id!r} has {count} windows of {num_windows}: {what}")
+            continue
+        # a clip renamed by `duplicate_ids: suffix` had its windows planned under the id before the suffix
+        bases = {clip_id, clip_id.rpartition("~")[0] or clip_id} if rule.phases else {clip_id}
+        promised = [window_starts(base, num_frames, window_frames, rule) for base in bases]
+        if not any(
+            len(starts) == count and total == _window_sum(starts, num_frames, window_frames) for starts in promised
+        ):
+            findings.add(f"{name}: clip {clip_id!r} has the right number of windows, but not the right ones")
+    for clip_id in found:
+        findings.add(f"{name}: clip {clip_id!r} is in the shards, but not in index/clips.parquet")
+
+
+def _compare_formats(manifest: Manifest, by_format: dict[str, list[_ShardContent | None]], findings: Findings) -> None:
+    if len(by_format) < 2:
+        return
+    (first, ours), (second, theirs) = by_format.items()
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one and other and one.rows_digest != other.rows_digest:
+            paths = manifest.shards[first][index].path, manifest.shards[second][index].path
+            findings.add(f"{paths[0]} and {paths[1]} do not hold the same windows and bits in the same order")
+    if len(ours) != len(theirs):
+        findings.add(f"dataset.json: {len(ours)} {first} shards, but {len(theirs)} {second} shards")
+
+
+def _contents(
+    output: Folder, name: str, shards: Sequence[ShardFile], contract: Contract, findings: Findings
+) -> Iterator[_ShardContent | None]:
+    """Yield what each shard holds, None where it cannot be read, a few read ahead."""
+
+    def read(shard: ShardFile) -> _ShardContent | None:
+        data = _read_checked(output, shard.path, shard.bytes, shard.sha256, findings)
+        if data is None:
+            return None
+        try:
+            content = (
+                _content_of_parquet(data, contract) if name == "parquet" else _content_of_tar(data, shard, contract)
+            )
+        except (VerifyError, pa.ArrowInvalid, OSError, ValueError) as error:
+            findings.add(f"{shard.path}: {error}")
+            return None
+        if content.num_windows.sum() != shard.windows:
+            findings.add(f"{shard.path}: {content.num_windows.sum()} windows, dataset.json says {shard.windows}")
+        return content
+
+    with ThreadPoolExecutor(VERIFY_THREADS) as pool:
+        for first in range(0, len(shards), VERIFY_THREADS):
+            yield from pool.map(read, shards[first : first + VERIFY_THREADS])
+
+
+def _content_of_parquet(data: bytes, contract: Contract) -> _ShardContent:
+    file = pq.ParquetFile(io.BytesIO(data))
+    wanted = canonical_json(contract.model_dump(mode="json")).encode()
+    if (file.metadata.metadata or {}).get(CONTRACT_KEY) != wanted:
+        raise VerifyError("the contract in the footer is not the dataset's")
+    return _content_of_rows(file.read(), contract)
+
+
+def _content_of_tar(data: bytes, shard: ShardFile, contract: Contract) -> _ShardContent:
+    schema = token_schema(contract.codec.half_bytes)
+    rows = [{**row, "prev_bits": prev, "this_bits": this} for row, prev, this in rows_of_tar(data, shard.path)]
+    return _content_of_rows(pa.Table.from_pylist(rows, schema=schema), contract)
+
+
+def _content_of_rows(table: pa.Table, contract: Contract) -> _ShardContent:
+    schema = token_schema(contract.codec.half_bytes)
+    if not table.schema.equals(schema):
+        raise VerifyError(f"columns are {table.schema.names}, wanted {schema.names} of their types")
+    codes = table["clip_id"].combine_chunks().dictionary_encode()
+    index = codes.indices.to_numpy()
+    starts = table["start_frame"].to_numpy().astype(np.int64)
+    frames = table["num_frames"].to_numpy().astype(np.int64)
+    hashes = _window_hashes(
+        starts, frames, table["prev_valid_frames"].to_numpy(), table["this_valid_frames"].to_numpy()
+    )
+    sums = np.zeros(len(codes.dictionary), np.uint64)
+    np.add.at(sums, index, hashes)
+    digest = hashlib.sha256()
+    for name in schema.names:
+        digest.update(_column_bytes(table[name]))
+    counts = np.bincount(index, minlength=len(codes.dictionary))
+    return _ShardContent(codes.dictionary.to_pylist(), counts, sums, digest.hexdigest())
+
+
+def _column_bytes(column: pa.ChunkedArray) -> bytes:
+    kind = column.type
+    if pa.types.is_integer(kind):
+        numbers: bytes = column.to_numpy().tobytes()
+        return numbers
+    values = column.to_pylist()
+    return b"".join(values) if pa.types.is_fixed_size_binary(kind) else "\0".join(values).encode()
+
+
+def _window_sum(starts: np.ndarray, num_frames: int, window_frames: int) -> int:
+    prev_valid, this_valid = valid_frames(starts, num_frames, window_frames)
+    frames = np.full(len(starts), num_frames, np.int64)
+    return int(np.add.reduce(_window_hashes(starts, frames, prev_valid, this_valid), dtype=np.uint64))
+
+
+def _window_hashes(starts: np.ndarray, *columns: np.ndarray) -> np.ndarray:
+    """Return one 64-bit number a window that depends on its start, its clip's length and its valid frames."""
+    hashes = mixed_hash(hash64("window"), starts)
+    for column in columns:
+        hashes = mixed_hash(0, (hashes ^ column.astype(np.int64).view(np.uint64)).view(np.int64))
+    return hashes
+
+
+def _read_checked(output: Folder, path: str, num_bytes: int, sha256: str, findings: Findings) -> bytes | None:
+    try:
+        data = output.read(path)
+    except FileNotFoundError:
+        findings.add(f"{path}: missing")
+        return None
+    if len(data) != num_bytes or hashlib.sha256(data).hexdigest() != sha256:
+        findings.add(f"{path}: altered: {len(data)} bytes, and not the bytes that dataset.json names")
+        return None
+    return data
+
+
+def _table(data: bytes | None) -> pa.Table | None:
+    return None if data is None else pq.read_table(io.BytesIO(data))

@@ -1,0 +1,153 @@
+"""The bench: both sides agree bit for bit, a wrong baseline is found out, and the JSON says what was measured."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bitwise_vae.config import BitwiseVAEConfig
+from jobs import bench, bench_pipeline
+from jobs.bench import SUITES, results_json, results_table, run_bench
+from jobs.bench_pipeline import BitCheck, clip_lengths, measure_pipeline, require_agreement
+from jobs.bench_result import BenchRequest, BenchResult
+from pipeline.config import WindowRule
+from pipeline.errors import ConfigError, DataError
+from pipeline.job_config import load_config
+from pipeline.storage import Folder
+from pipeline.windows import window_starts
+
+TINY = BitwiseVAEConfig(hidden_dim=16, depth=1, num_heads=2)
+
+
+def request(windows: int = 8, precision: str = "float32") -> BenchRequest:
+    return BenchRequest(windows, 1, load_config(None, ["run.local=true", f"precision={precision}"]), TINY)
+
+
+def quiet(step: str, num_done: int, num_steps: int) -> None:
+    assert 0 <= num_done <= num_steps, step
+
+
+def test_measure_pipeline_compares_every_window_of_both_sides() -> None:
+    steps: list[str] = []
+    whole_job, start = measure_pipeline(request(), lambda step, *_: steps.append(step))
+    assert (whole_job.name, whole_job.unit) == ("whole job, local Parquet, float32", "windows/s")
+    assert whole_job.details["bits"] == {"compared": 8 * 2 * 181 * 32, "different": 0}
+    assert whole_job.details["windows"] == 8
+    assert whole_job.details["executor"] == "local"
+    assert whole_job.ratio == pytest.approx(whole_job.runs[0] / whole_job.baseline_runs[0])
+    assert (start.unit, start.baseline, start.ratio) == ("s", None, None)
+    expected = ["making motion", "job, warm-up", "baseline, warm-up", "job, 1 of 1", "baseline, 1 of 1", "done"]
+    assert steps == expected
+
+
+def falsified(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Let `change` alter the array of the baseline's first clip before it is compared."""
+    honest = bench_pipeline.run_baseline
+
+    def wrong(data: Any, output: Folder) -> Any:
+        result = honest(data, output)
+        path = sorted(file.path for file in output.list_files())[0]
+        bits = change(np.load(io.BytesIO(output.read(path))))
+        sink = io.BytesIO()
+        np.save(sink, bits)
+        output.publish(path, sink.getvalue())
+        return result
+
+    monkeypatch.setattr(bench_pipeline, "run_baseline", wrong)
+
+
+def test_measure_pipeline_finds_bits_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swap_halves(bits: np.ndarray) -> np.ndarray:
+        return bits[:, ::-1]
+
+    falsified(monkeypatch, swap_halves)
+    with pytest.raises(DataError, match="bits differ from the baseline's"):
+        measure_pipeline(request(), quiet)
+
+
+def test_measure_pipeline_finds_windows_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    falsified(monkeypatch, lambda bits: bits[:-1])
+    with pytest.raises(DataError, match="windows, the baseline"):
+        measure_pipeline(request(), quiet)
+
+
+def test_run_baseline_reports_a_script_that_fails(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    data = bench_pipeline._Data(folder, ("missing.parquet",), 1)
+    with pytest.raises(DataError, match="the baseline failed"):
+        bench_pipeline.run_baseline(data, folder.child("out"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "num_flipped", "is_error"),
+    [("float32", 10, False), ("float32", 11, True), ("bfloat16", 50_000, False), ("bfloat16", 50_001, True)],
+)
+def test_require_agreement_allows_what_the_precision_explains(precision: str, num_flipped: int, is_error: bool) -> None:
+    check = BitCheck(1_000_000, num_flipped)
+    if is_error:
+        with pytest.raises(DataError, match="differ"):
+            require_agreement(check, precision)
+    else:
+        require_agreement(check, precision)
+
+
+@pytest.mark.parametrize("num_windows", [1, 2, 31, 1000])
+def test_clip_lengths_hold_exactly_the_windows_asked_for(num_windows: int) -> None:
+    rule = WindowRule(stride=100, tail="shift", phases=0, seed=0)
+    lengths = clip_lengths(num_windows, 100)
+    assert sum(len(window_starts("clip", length, 100, rule)) for length in lengths) == num_windows
+    assert num_windows < 1000 or len(set(lengths)) > 20
+
+
+def test_bench_result_states_medians_range_and_both_ratios() -> None:
+    result = BenchResult("s", "n", "windows/s", (2.0, 9.0, 4.0), "script", (1.0, 3.0, 4.0), {"windows": 5})
+    tree = result.to_json()
+    assert (tree["median"], tree["spread"], tree["baseline"], tree["baseline_spread"]) == (4, 7, 3, 3)
+    assert tree["ratio"] == pytest.approx(4 / 3, rel=1e-4)
+    assert tree["paired_ratio"] == 2
+    assert tree["windows"] == 5
+    assert BenchResult("s", "n", "s", (1.5,)).to_json()["ratio"] is None
+
+
+def test_run_bench_prints_and_writes_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[BenchRequest] = []
+
+    def suite(asked: BenchRequest, report: Any) -> list[BenchResult]:
+        seen.append(asked)
+        report("working", 1, 2)
+        return [BenchResult("pipeline", "whole job, float16", "windows/s", (10.0, 12.0), "script", (5.0, 5.0))]
+
+    monkeypatch.setitem(SUITES, "pipeline", suite)
+    console = Console(file=io.StringIO(), width=120)
+    run_bench("pipeline", tmp_path / "new" / "bench.json", 64, 2, "float16", console)
+    assert (seen[0].windows, seen[0].repeats, seen[0].config.precision) == (64, 2, "float16")
+    assert (seen[0].codec.hidden_dim, seen[0].codec.depth, seen[0].codec.num_heads) == (512, 6, 8)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1/2 working" in text
+    assert "2.20" in text
+    tree = json.loads((tmp_path / "new" / "bench.json").read_text())
+    assert set(tree) == {"results", "spread_is", "hardware", "versions"}
+    assert tree["results"][0]["ratio"] == 2.2
+    assert tree["versions"]["python"]
+    assert tree["hardware"]["cores"] >= 1
+
+
+def test_run_bench_refuses_an_unknown_suite_or_precision() -> None:
+    console = Console(file=io.StringIO())
+    with pytest.raises(ConfigError, match="there are: pipeline"):
+        run_bench("pipelines", None, 8, 1, "float32", console)
+    with pytest.raises(ConfigError, match="precision"):
+        run_bench("pipeline", None, 8, 1, "float8", console)
+
+
+def test_results_table_leaves_ratios_out_where_there_is_no_baseline() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(results_table([BenchResult("pipeline", "session start", "s", (1.25,))]))
+    assert "session start" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert bench.SPREAD in json.loads(results_json([]))["spread_is"]

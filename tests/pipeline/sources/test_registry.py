@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import InputFormatError, StorageError
+from pipeline.sources import SUFFIXES, Part, cut_file, format_of, read_part
+from pipeline.storage import Folder, StoredFile
+
+Make = Callable[..., Any]
+
+
+def test_format_of_suffix_and_configuration() -> None:
+    assert [format_of(f"d/a{suffix}") for suffix in SUFFIXES] == ["parquet", "parquet", "webdataset", "npz", "npy"]
+    assert format_of("A.NPZ") == "npz"
+    assert format_of("a.bin", "parquet") == "parquet"
+    with pytest.raises(InputFormatError, match=r"a\.tar\.gz has no known suffix"):
+        format_of("a.tar.gz")
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "webdataset", "npz", "npy"])
+def test_read_part_of_a_vanished_file_is_storage_error(
+    tmp_path: Path, make_corpus: Make, make_codec: Make, file_format: str
+) -> None:
+    with pytest.raises(StorageError, match="run the same command again"):
+        list(read_part(Folder(str(tmp_path)), Part("", "a", file_format), make_corpus(), make_codec()))
+
+
+def test_cut_file_of_a_vanished_file_is_storage_error(tmp_path: Path, make_corpus: Make) -> None:
+    with pytest.raises(StorageError, match=r"cannot read a\.tar"):
+        cut_file(Folder(str(tmp_path)), "", StoredFile("a.tar", 9, "v"), make_corpus(unit_bytes=1))
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "webdataset"])
+def test_read_part_failing_disk_is_storage_error_and_no_bad_clip(
+    tmp_path: Path, make_corpus: Make, make_codec: Make, monkeypatch: pytest.MonkeyPatch, file_format: str
+) -> None:
+    class FailingFile:
+        closed = False
+
+        def __enter__(self) -> FailingFile:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return 5000 if whence else offset
+
+        def tell(self) -> int:
+            return 0
+
+        def readable(self) -> bool:
+            return True
+
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Folder, "open", lambda *_: FailingFile())
+    with pytest.raises(StorageError, match="Input/output error"):
+        list(read_part(Folder(str(tmp_path)), Part("", "a", file_format), make_corpus(), make_codec()))

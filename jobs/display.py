@@ -19,6 +19,13 @@ from pipeline.blocks import UnitAccount
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan
 
+STAGE_WORDS = {
+    "plan": "planning",
+    "workers": "starting workers",
+    "tokenize": "tokenizing",
+    "export": "exporting",
+    "verify": "verifying",
+}
 LINE_INTERVAL_S = 5.0
 SPEED_SPAN_S = 20.0
 
@@ -32,21 +39,19 @@ class Display(JobObserver):
         self._stage = ""
         self._counts: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
-        self._num_bytes = 0
         self._todo_bytes = 0
         self._windows = 0
         self._marks: list[tuple[float, int]] = []
         self._shards = (0, 0)
         self._last_line = 0.0
         self._progress = Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=None),
+            TextColumn("{task.description:<16}"),
+            BarColumn(bar_width=46),
             TaskProgressColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
-            expand=True,
         )
-        self._bar = self._progress.add_task("start", total=None)
+        self._bar = self._progress.add_task("starting", total=None)
         self._live: Live | None = None
 
     @contextmanager
@@ -62,9 +67,9 @@ class Display(JobObserver):
     def on_stage(self, name: str) -> None:
         """Start the stage's bar."""
         self._stage = name
-        self._progress.reset(self._bar, description=name, total=None)
+        self._progress.reset(self._bar, description=STAGE_WORDS[name], total=None)
         if self._live is None:
-            self._console.print(name, highlight=False)
+            self._console.print(STAGE_WORDS[name], highlight=False)
 
     def on_plan(self, plan: Plan, num_done: int) -> None:
         """Show what is to be done."""
@@ -73,6 +78,10 @@ class Display(JobObserver):
         self._todo_bytes = max(1, int(total * (1 - share)))
         done = f", {num_done:,} of them tokenized before" if num_done else ""
         self._console.print(f"  {num_units:,} units, {size_text(total)} of motion{done}", highlight=False)
+
+    def on_begun(self, num_windows: int, num_bytes: int) -> None:
+        """Learn how many windows a byte of input holds, for the bar and the time left."""
+        self._counts.update(begun_windows=num_windows, begun_bytes=num_bytes)
 
     def on_windows(self, num_windows: int) -> None:
         """Count windows, for the speed and the bar."""
@@ -84,9 +93,8 @@ class Display(JobObserver):
 
     def on_account(self, account: UnitAccount) -> None:
         """Count finished clips and drops."""
-        self._counts.update(clips=account.num_clips, windows=account.num_windows, frames=account.num_frames)
+        self._counts.update(clips=account.num_clips)
         self._drops.update(account.drops)
-        self._num_bytes += account.num_bytes
         self._update_bar()
         self._say_line()
 
@@ -103,11 +111,10 @@ class Display(JobObserver):
         self._say_line()
 
     def _update_bar(self) -> None:
-        windows = max(self._windows, self._counts["windows"])
-        known = self._counts["windows"]
-        expected = known * self._todo_bytes / self._num_bytes if self._num_bytes else None
-        if expected:
-            self._progress.update(self._bar, completed=min(windows, expected), total=expected)
+        begun_windows, begun_bytes = self._counts["begun_windows"], self._counts["begun_bytes"]
+        if begun_bytes:
+            expected = max(begun_windows, begun_windows * self._todo_bytes / begun_bytes)
+            self._progress.update(self._bar, completed=min(self._windows, expected), total=max(1, expected))
 
     def _speed(self) -> float:
         if len(self._marks) < 2:
@@ -118,9 +125,11 @@ class Display(JobObserver):
     def _facts(self) -> list[tuple[str, str]]:
         if self._stage in ("export", "verify"):
             return [("files", f"{self._shards[0]:,} of {self._shards[1]:,}")]
+        if self._stage != "tokenize":
+            return []
         facts = [
             ("clips", f"{self._counts['clips']:,}"),
-            ("windows", f"{max(self._windows, self._counts['windows']):,}"),
+            ("windows", f"{self._windows:,}"),
             ("windows/s", f"{self._speed():,.0f}"),
         ]
         if self._drops:
@@ -137,6 +146,8 @@ class Display(JobObserver):
         if self._live is not None or now - self._last_line < LINE_INTERVAL_S:
             return
         self._last_line = now
+        if not self._facts():
+            return
         task = self._progress.tasks[0]
         eta = f", {task.time_remaining:.0f} s left" if task.total and task.time_remaining else ""
         facts = "  ".join(f"{name} {value}" for name, value in self._facts())

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,16 +19,16 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from pipeline.config import Numerics
+from pipeline.errors import MotionTokensError
 from pipeline.job_config import RunConfig
 from pipeline.tokenize_job import Executor
 
-EXIT_STOPPED = 143
+NOISE_SHOWN_BYTES = 4000
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_enable_metrics_collection": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 """What a person set stays."""
 
@@ -127,15 +129,41 @@ def _ray_running() -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
+    if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a Ray of our own, on this machine only
-        ray.init(address="local", num_cpus=num_cores(), include_dashboard=False, **quiet)
+        quiet.update(address="local", num_cpus=num_cores(), include_dashboard=False)
+    ray.init(**quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def native_noise_aside() -> Iterator[None]:
+    """Keep lines that Ray's native code writes to the terminal apart, and show them after an internal error.
+
+    It warns of every pool of restartable actors. Python's own stderr stays what it is. To be entered before
+    anything else that redirects stderr.
+    """
+    if sys.stderr is not sys.__stderr__:
+        yield
+        return
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as aside, os.fdopen(os.dup(terminal), "w", buffering=1) as stderr:
+        os.dup2(aside.fileno(), 2)
+        sys.stderr = stderr
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, MotionTokensError):
+                aside.seek(0)
+                stderr.write(aside.read()[-NOISE_SHOWN_BYTES:].decode(errors="replace"))
+            raise
+        finally:
+            sys.stderr = sys.__stderr__
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def num_cores() -> int:

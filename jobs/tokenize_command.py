@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jobs.display import Display
 from jobs.run_record import new_run_id, print_summary, write_run_record
-from jobs.session import open_session
+from jobs.session import native_noise_aside, open_session
 from pipeline.errors import MotionTokensError
 from pipeline.manifest import Manifest
 from pipeline.storage import Folder
@@ -36,7 +36,7 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
     output = Folder(request.output, request.config.run.storage_options)
     run_id, record = new_run_id(), JobRecord()
     display = Display(console)
-    with display.shown(), open_session(request.config.run) as session:
+    with native_noise_aside(), display.shown(), open_session(request.config.run) as session:
         record.notes["executor"] = session.executor.name
         record.lap("start")
         start_s = record.seconds.pop("start")

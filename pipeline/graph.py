@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from pipeline.errors import MotionTokensError
 from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
-from pipeline.tokenize_job import TokenizeStages
+from pipeline.tokenize_job import TokenizeProgress, TokenizeStages
 from pipeline.tokenizer_actor import TokenizerActor, TokenizerSettings
 from pipeline.write_fragments import FragmentWriter
 
@@ -38,7 +39,7 @@ _END = object()
 
 
 def tokenize_with_ray(
-    runs: Sequence[UnitRun], stages: TokenizeStages, on_windows: Callable[[int], None]
+    runs: Sequence[UnitRun], stages: TokenizeStages, progress: TokenizeProgress
 ) -> Iterator[UnitAccount]:
     """Read and write in Ray tasks, tokenize in a pool of actors; only accounts reach the driver."""
     if not runs:
@@ -59,10 +60,10 @@ def tokenize_with_ray(
     )
     accounts = tokens.map_batches(_WriteTask(stages.writer), num_cpus=0.25, **one_row)
 
-    for text in _rows_of(accounts, "account", lambda: _report(hub, on_windows)):
-        _report(hub, on_windows)
+    for text in _rows_of(accounts, "account", lambda: _report(hub, progress)):
+        _report(hub, progress)
         yield UnitAccount.from_text(text)
-    _report(hub, on_windows)
+    _report(hub, progress)
 
 
 def build_with_ray(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
@@ -107,7 +108,8 @@ class _HostedTokenizer:
     """The tokenizer as a Ray actor; Ray builds it once a worker and calls it once a row."""
 
     def __init__(self, hub: Any, settings: TokenizerSettings) -> None:
-        self._tokenizer = TokenizerActor(ray.get(hub.codec.remote()), settings, hub.add.remote)
+        self._tokenizer = TokenizerActor(ray.get(hub.codec.remote()), settings, _HubListener(hub))
+        hub.ready.remote()
 
     def __call__(self, row: pa.Table) -> pa.Table:
         return self._tokenizer.tokenize(MotionBlock.from_table(row)).to_table()
@@ -130,24 +132,54 @@ class JobHub:
 
     def __init__(self, codec: bytes) -> None:
         self._codec = codec
-        self._num_windows = 0
+        self._begun_windows = self._begun_bytes = self._encoded_windows = 0
+        self._ready_at: float | None = None
 
     def codec(self) -> bytes:
         """Return the weights."""
         return self._codec
 
-    def add(self, num_windows: int) -> None:
-        """Add the windows of a batch."""
-        self._num_windows += num_windows
+    def ready(self) -> None:
+        """Note that a tokenizer stands ready."""
+        if self._ready_at is None:
+            self._ready_at = time.monotonic()
 
-    def take(self) -> int:
-        """Return the windows since the last call."""
-        taken, self._num_windows = self._num_windows, 0
-        return taken
+    def begun(self, num_windows: int, num_bytes: int) -> None:
+        """Note work that a tokenizer takes up."""
+        self._begun_windows += num_windows
+        self._begun_bytes += num_bytes
+
+    def encoded(self, num_windows: int) -> None:
+        """Note work that is done."""
+        self._encoded_windows += num_windows
+
+    def take(self) -> tuple[float | None, int, int, int]:
+        """Return how long ago the first tokenizer stood ready, seconds, and the counts since the last call."""
+        age_s = None if self._ready_at is None else time.monotonic() - self._ready_at
+        counts = self._begun_windows, self._begun_bytes, self._encoded_windows
+        self._begun_windows = self._begun_bytes = self._encoded_windows = 0
+        return age_s, *counts
 
 
-def _report(hub: Any, on_windows: Callable[[int], None]) -> None:
-    on_windows(ray.get(hub.take.remote()))
+@dataclass(frozen=True)
+class _HubListener:
+    """Passes a tokenizer's words on to the hub, without waiting."""
+
+    hub: Any
+
+    def begun(self, num_windows: int, num_bytes: int) -> None:
+        self.hub.begun.remote(num_windows, num_bytes)
+
+    def encoded(self, num_windows: int) -> None:
+        self.hub.encoded.remote(num_windows)
+
+
+def _report(hub: Any, progress: TokenizeProgress) -> None:
+    age_s, begun_windows, begun_bytes, encoded_windows = ray.get(hub.take.remote())
+    if age_s is not None:
+        progress.ready(age_s)
+    progress.begun(begun_windows, begun_bytes)
+    progress.encoded(encoded_windows)
 
 
 def _configure_ray_data() -> None:

@@ -5,22 +5,23 @@ Knows no Ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.blocks import UnitAccount
 from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
 from pipeline.plan import Unit
-from pipeline.tokenize_job import TokenizeStages
+from pipeline.tokenize_job import TokenizeProgress, TokenizeStages
 from pipeline.tokenizer_actor import TokenizerActor
 
 
 def tokenize_here(
-    runs: Sequence[Sequence[Unit]], stages: TokenizeStages, on_windows: Callable[[int], None]
+    runs: Sequence[Sequence[Unit]], stages: TokenizeStages, progress: TokenizeProgress
 ) -> Iterator[UnitAccount]:
     """Read, tokenize and write in this process, one run after the other."""
     if not runs:
         return
-    tokenizer = TokenizerActor(stages.codec, stages.tokenizer, on_windows)
+    tokenizer = TokenizerActor(stages.codec, stages.tokenizer, progress)
+    progress.ready(0.0)
     for run in runs:
         yield stages.writer.write(tokenizer.tokenize(stages.reader.read(run)))
 

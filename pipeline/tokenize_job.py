@@ -49,7 +49,59 @@ class TokenizeStages:
     gpus_per_actor: float
 
 
-RunStages = Callable[[Sequence[Sequence[Unit]], TokenizeStages, Callable[[int], None]], Iterator[UnitAccount]]
+@dataclass
+class JobRecord:
+    """What happened, for run.json; grows while the job runs."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    stage_seconds: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    drops: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, Any] = field(default_factory=dict)
+    already_complete: bool = False
+    _since: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str, ended_s_ago: float = 0.0) -> None:
+        """Book the time since the last lap under a name."""
+        now = time.perf_counter() - ended_s_ago
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
+
+    def book(self, account: UnitAccount) -> None:
+        """Add the account of a run of units."""
+        self.counts.update(
+            units=account.num_units, clips=account.num_clips, windows=account.num_windows, frames=account.num_frames
+        )
+        self.drops.update(account.drops)
+        self.stage_seconds.update(account.seconds)
+
+
+class TokenizeProgress:
+    """Hears from the tokenizers while they work; built by the driver for one job."""
+
+    def __init__(self, observer: JobObserver, record: JobRecord) -> None:
+        """Args: observer: who watches; record: where the time is booked."""
+        self._observer, self._record = observer, record
+        self._is_ready = False
+        observer.on_stage("workers")
+
+    def ready(self, age_s: float) -> None:
+        """The first tokenizer stood ready so many seconds ago."""
+        if not self._is_ready:
+            self._is_ready = True
+            self._record.lap("workers", age_s)
+            self._observer.on_stage("tokenize")
+
+    def begun(self, num_windows: int, num_bytes: int) -> None:
+        """So many windows, read from so many bytes of input, are taken up."""
+        self._observer.on_begun(num_windows, num_bytes)
+
+    def encoded(self, num_windows: int) -> None:
+        """So many more windows are encoded."""
+        self._observer.on_windows(num_windows)
+
+
+RunStages = Callable[[Sequence[Sequence[Unit]], TokenizeStages, TokenizeProgress], Iterator[UnitAccount]]
 
 
 @dataclass(frozen=True)
@@ -74,33 +126,6 @@ class TokenizeRequest:
     preset: str | None
     model_config: str | None
     config: JobConfig
-
-
-@dataclass
-class JobRecord:
-    """What happened, for run.json; grows while the job runs."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    stage_seconds: Counter[str] = field(default_factory=Counter)
-    counts: Counter[str] = field(default_factory=Counter)
-    drops: Counter[str] = field(default_factory=Counter)
-    notes: dict[str, Any] = field(default_factory=dict)
-    already_complete: bool = False
-    _since: float = field(default_factory=time.perf_counter)
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under a name."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
-        self._since = now
-
-    def book(self, account: UnitAccount) -> None:
-        """Add the account of a run of units."""
-        self.counts.update(
-            units=account.num_units, clips=account.num_clips, windows=account.num_windows, frames=account.num_frames
-        )
-        self.drops.update(account.drops)
-        self.stage_seconds.update(account.seconds)
 
 
 @dataclass(frozen=True)
@@ -182,14 +207,13 @@ def _tokenize(
     job: _Job, plan: Plan, missing: Sequence[Unit], around: tuple[JobConfig, Executor, JobObserver, JobRecord]
 ) -> None:
     config, executor, observer, record = around
-    observer.on_stage("tokenize")
     if job.store.read_contract() is None:
         job.store.publish_contract(job.contract)
     job.store.publish_plan(plan)
     num_actors = config.run.workers or int(executor.num_gpus) or 1
     runs = group_units(missing, num_actors)
     stages = _stages(job, config, executor, min(num_actors, len(runs)))
-    for account in executor.tokenize(runs, stages, observer.on_windows):
+    for account in executor.tokenize(runs, stages, TokenizeProgress(observer, record)):
         record.book(account)
         observer.on_account(account)
     committed = job.store.list_fragments()

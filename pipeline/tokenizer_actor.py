@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,16 @@ class TokenizerSettings:
     mixed_numerics: bool
 
 
+class TokenizeListener(Protocol):
+    """Hears how far a tokenizer is; calls must be cheap."""
+
+    def begun(self, num_windows: int, num_bytes: int) -> None:
+        """A block of so many windows, read from so many bytes of input, is taken up."""
+
+    def encoded(self, num_windows: int) -> None:
+        """So many more windows are encoded; told about twice a second."""
+
+
 class TokenizerActor:
     """A codec on a device: built once a worker, owns the weights on it, dies with the worker.
 
@@ -42,13 +52,13 @@ class TokenizerActor:
     before the first fragment can exist.
     """
 
-    def __init__(self, codec: bytes, settings: TokenizerSettings, on_windows: Callable[[int], None]) -> None:
+    def __init__(self, codec: bytes, settings: TokenizerSettings, listener: TokenizeListener) -> None:
         """Load weights, encode the warm-up batch of zeros, and publish the null codes it gives.
 
         Args:
             codec: safetensors bytes of the checkpoint.
             settings: contract, store and threads.
-            on_windows: told of encoded windows, about twice a second.
+            listener: told how far the work is.
 
         Raises:
             OutputMismatchError: this machine computes with other numerics than the store's.
@@ -70,7 +80,7 @@ class TokenizerActor:
             on_windows=self._count,
         )
         self._half_bytes = contract.codec.half_bytes
-        self._tell = on_windows
+        self._listener = listener
         self._untold, self._told_at = -1, time.monotonic()  # the window of zeros does not count
         null_prev, null_this = self._encoder.null_bits()
         if not settings.store.folder.exists(CONSTANTS_PATH):
@@ -81,6 +91,7 @@ class TokenizerActor:
         """Return the bits of every window of a block, packed into full batches across its clips and units."""
         begin = time.perf_counter()
         num_windows = block.ledger["num_windows"].to_numpy()
+        self._listener.begun(len(block.start_frame), sum(unit.num_bytes for unit in block.units))
         kept = num_windows > 0
         num_frames = block.ledger["num_frames"].to_numpy()[kept].astype(np.int64)
         clip_end = np.cumsum(num_frames)
@@ -104,7 +115,7 @@ class TokenizerActor:
         self._untold += num_windows
         now = time.monotonic()
         if self._untold > 0 and (flush or now - self._told_at > TELL_INTERVAL_S):
-            self._tell(self._untold)
+            self._listener.encoded(self._untold)
             self._untold, self._told_at = 0, now
 
 

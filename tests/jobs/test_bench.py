@@ -37,7 +37,7 @@ def test_measure_pipeline_compares_every_window_of_both_sides() -> None:
     steps: list[str] = []
     whole_job, start = measure_pipeline(request(), lambda step, *_: steps.append(step))
     assert (whole_job.name, whole_job.unit) == ("whole job, local Parquet, float32", "windows/s")
-    assert whole_job.details["bits"] == {"compared": 8 * 2 * 181 * 32, "different": 0}
+    assert whole_job.details["bits"] == {"compared": 8 * 2 * 181 * 32, "different": 0, "share": 0}
     assert whole_job.details["windows"] == 8
     assert whole_job.details["executor"] == "local"
     assert whole_job.ratio == pytest.approx(whole_job.runs[0] / whole_job.baseline_runs[0])
@@ -85,11 +85,20 @@ def test_run_baseline_reports_a_script_that_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "num_flipped", "is_error"),
-    [("float32", 10, False), ("float32", 11, True), ("bfloat16", 50_000, False), ("bfloat16", 50_001, True)],
+    ("precision", "num_bits", "num_flipped", "is_error"),
+    [
+        ("float32", 10_000_000, 100, False),
+        ("float32", 10_000_000, 101, True),
+        ("float32", 1000, 32, False),
+        ("float32", 1000, 33, True),
+        ("bfloat16", 1_000_000, 50_000, False),
+        ("bfloat16", 1_000_000, 50_001, True),
+    ],
 )
-def test_require_agreement_allows_what_the_precision_explains(precision: str, num_flipped: int, is_error: bool) -> None:
-    check = BitCheck(1_000_000, num_flipped)
+def test_require_agreement_allows_what_the_precision_explains(
+    precision: str, num_bits: int, num_flipped: int, is_error: bool
+) -> None:
+    check = BitCheck(num_bits, num_flipped)
     if is_error:
         with pytest.raises(DataError, match="differ"):
             require_agreement(check, precision)

@@ -238,7 +238,10 @@ def _content_of_parquet(data: bytes, contract: Contract) -> _ShardContent:
 
 def _content_of_tar(data: bytes, shard: ShardFile, contract: Contract) -> _ShardContent:
     schema = token_schema(contract.codec.half_bytes)
-    rows = [{**row, "prev_bits": prev, "this_bits": this} for row, prev, this in rows_of_tar(data, shard.path)]
+    rows = [
+        {**row, "prev_bits": prev, "this_bits": this}
+        for row, prev, this in rows_of_tar(data, contract.codec, shard.path)
+    ]
     return _content_of_rows(pa.Table.from_pylist(rows, schema=schema), contract)
 
 

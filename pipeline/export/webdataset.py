@@ -46,12 +46,13 @@ def shard_to_tar(tokens: pa.Table, codec: CodecSpec) -> bytes:
     return sink.getvalue()
 
 
-def rows_of_tar(data: bytes, name: str) -> Iterator[tuple[dict[str, object], bytes, bytes]]:
+def rows_of_tar(data: bytes, codec: CodecSpec, name: str) -> Iterator[tuple[dict[str, object], bytes, bytes]]:
     """Yield (plain columns, prev bits, this bits) of every window of a tar shard.
 
     Raises:
         VerifyError: members of a window are missing, doubled, or do not stand together.
     """
+    header = _npy_header(codec)
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         members = iter(tar)
         for first in members:
@@ -62,7 +63,10 @@ def rows_of_tar(data: bytes, name: str) -> Iterator[tuple[dict[str, object], byt
             if found != wanted:
                 raise VerifyError(f"{name}: wanted members {wanted} together, found {found}")
             prev_npy, this_npy, text = (_read(tar, member) for member in group if member)
-            yield json.loads(text), _npy_bytes(prev_npy), _npy_bytes(this_npy)
+            halves = [npy.removeprefix(header) for npy in (prev_npy, this_npy)]
+            if any(len(half) != codec.half_bytes for half in halves):
+                raise VerifyError(f"{name}: {key} holds arrays of another shape or type than the codec's")
+            yield json.loads(text), halves[0], halves[1]
 
 
 def _add(sink: io.BytesIO, name: str, data: bytes) -> None:
@@ -83,8 +87,3 @@ def _npy_header(codec: CodecSpec) -> bytes:
     sink = io.BytesIO()
     np.lib.format.write_array(sink, np.zeros((codec.num_tokens, codec.code_dim // 8), np.uint8), version=(1, 0))
     return sink.getvalue()[: -codec.half_bytes]
-
-
-def _npy_bytes(npy: bytes) -> bytes:
-    bits: np.ndarray = np.load(io.BytesIO(npy), allow_pickle=False)
-    return bits.tobytes()

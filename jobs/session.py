@@ -29,6 +29,7 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_enable_metrics_collection": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that outlives a stopped job starts another Ray
 }
 """What a person set stays."""
 
@@ -132,7 +133,10 @@ def _ray_running() -> Iterator[None]:
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a Ray of our own, on this machine only
         quiet.update(address="local", num_cpus=num_cores(), include_dashboard=False)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     ray.init(**quiet)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # Ray sets its own
     try:
         yield
     finally:

@@ -46,8 +46,8 @@ def export_datasets(
                 f"{folder} cannot be merged with {folders[0]}: {'; '.join(differences[:5])}."
                 " Next: export them separately"
             )
-    is_in_place = len(folders) == 1 and folders[0].url == output.url
-    _check_output(output, first)
+    is_in_place = len(folders) == 1 and folders[0].is_same_place(output)
+    _check_output(output, first, is_in_place)
 
     stores = tuple(TokenStore.of(folder, first.spec_id) for folder in folders)
     plans = [store.plan_of_version(manifest.version) for store, manifest in zip(stores, manifests, strict=True)]
@@ -72,8 +72,12 @@ def _published(folder: Folder) -> Manifest:
     return manifest
 
 
-def _check_output(output: Folder, source: Manifest) -> None:
+def _check_output(output: Folder, source: Manifest, is_in_place: bool) -> None:
     standing = read_manifest(output)
+    if not is_in_place and TokenStore.of(output, source.spec_id).read_contract() is not None:
+        raise OutputMismatchError(
+            f"{output} has a token store of its own, which others' tokens would not be in: name another folder"
+        )
     if standing is not None and standing.contract != source.contract:
         fields = "; ".join(source.contract.differences(standing.contract)[:5])
         raise OutputMismatchError(f"{output} holds another dataset: {fields}. Next: name another folder")

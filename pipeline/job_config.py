@@ -84,7 +84,7 @@ class InputConfig(_Section):
 class WindowConfig(_Section):
     """Where windows stand in a clip."""
 
-    preset: Literal["training"] | None = Field(None, description="training: stride 50 and one jitter phase")
+    preset: Literal["training"] | None = Field(None, description="training: stride of half a window, one jitter phase")
     stride: int | None = Field(None, ge=1, description="frames between windows; default: one window length")
     tail: Literal["shift", "drop", "pad"] = "shift"
     phases: int | None = Field(None, ge=0, description="extra grids at seeded offsets per clip; default 0")
@@ -105,6 +105,11 @@ class SplitConfig(_Section):
     ratios: dict[str, float] = {"train": 0.98, "val": 0.01, "test": 0.01}
     salt: str = ""
     file: str | None = Field(None, description="JSON: split name -> list of clip ids; with by: file")
+
+    @field_validator("ratios")
+    @classmethod
+    def _order_means_nothing(cls, value: dict[str, float]) -> dict[str, float]:
+        return dict(sorted(value.items()))
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:

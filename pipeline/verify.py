@@ -66,9 +66,20 @@ class _ShardContent:
     """Digest of a shard's rows: per-clip counts and sums of window hashes, and row digests in order."""
 
     clip_ids: Sequence[str]
+    first_rows: np.ndarray
     num_windows: np.ndarray
     window_sums: np.ndarray
     rows_digest: str
+
+
+@dataclass
+class _Found:
+    """What the shards of one format hold of a clip: where it begins, its windows, the sum of their hashes."""
+
+    shard: int
+    row: int
+    count: int = 0
+    total: int = 0
 
 
 def verify_dataset(output: Folder, manifest: Manifest, on_file: Callable[[str], None]) -> Verified:
@@ -152,30 +163,46 @@ def _prove_rows(
     split_of_clip = dict(zip(kept["clip_id"].to_pylist(), kept["split"].to_pylist(), strict=True))
     by_format: dict[str, list[_ShardContent | None]] = {}
     for name, shards in manifest.shards.items():
-        found: dict[str, list[int]] = {}
+        found: dict[str, _Found] = {}
         by_format[name] = []
-        for shard, content in zip(shards, _contents(output, name, shards, contract, findings), strict=True):
+        contents = _contents(output, name, shards, contract, findings)
+        for shard_index, (shard, content) in enumerate(zip(shards, contents, strict=True)):
             on_file(shard.path)
             by_format[name].append(content)
             if content is None:
                 continue
-            for clip_id, count, total in zip(content.clip_ids, content.num_windows, content.window_sums, strict=True):
+            columns = (content.clip_ids, content.first_rows, content.num_windows, content.window_sums)
+            for clip_id, row, count, total in zip(*columns, strict=True):
                 if split_of_clip.get(clip_id) != shard.split:
                     findings.add(f"{shard.path}: clip {clip_id!r} does not belong to split {shard.split}")
-                sums = found.setdefault(clip_id, [0, 0])
-                sums[0] += int(count)
-                sums[1] = (sums[1] + int(total)) % 2**64
+                clip = found.setdefault(clip_id, _Found(shard_index, int(row)))
+                clip.count += int(count)
+                clip.total = (clip.total + int(total)) % 2**64
+        if manifest.export["shuffle"] == "none":
+            _compare_places(name, kept, found, findings)
         _compare_windows(name, kept, found, contract, findings)
     _compare_formats(manifest, by_format, findings)
 
 
+def _compare_places(name: str, kept: pa.Table, found: dict[str, _Found], findings: Findings) -> None:
+    columns = (kept["clip_id"].to_pylist(), kept["first_shard"].to_pylist(), kept["first_row"].to_pylist())
+    for clip_id, shard, row in zip(*columns, strict=True):
+        clip = found.get(clip_id)
+        if clip is not None and (clip.shard, clip.row) != (shard, row):
+            findings.add(
+                f"index/clips.parquet: {name} windows of clip {clip_id!r} begin in shard {clip.shard}, row {clip.row},"
+                f" not {shard}, {row}"
+            )
+
+
 def _compare_windows(
-    name: str, kept: pa.Table, found: dict[str, list[int]], contract: Contract, findings: Findings
+    name: str, kept: pa.Table, found: dict[str, _Found], contract: Contract, findings: Findings
 ) -> None:
     window_frames, rule = contract.codec.window_frames, contract.corpus.window
     columns = (kept["clip_id"].to_pylist(), kept["num_frames"].to_pylist(), kept["num_windows"].to_pylist())
     for clip_id, num_frames, num_windows in zip(*columns, strict=True):
-        count, total = found.pop(clip_id, [0, 0])
+        clip = found.pop(clip_id, _Found(-1, -1))
+        count, total = clip.count, clip.total
         if count != num_windows:
             what = "missing" if count < num_windows else "too many"
             findings.add(f"{name}: clip {clip_id!r} has {count} windows of {num_windows}: {what}")
@@ -262,7 +289,8 @@ def _content_of_rows(table: pa.Table, contract: Contract) -> _ShardContent:
     for name in schema.names:
         digest.update(_column_bytes(table[name]))
     counts = np.bincount(index, minlength=len(codes.dictionary))
-    return _ShardContent(codes.dictionary.to_pylist(), counts, sums, digest.hexdigest())
+    first_rows = np.unique(index, return_index=True)[1]
+    return _ShardContent(codes.dictionary.to_pylist(), first_rows, counts, sums, digest.hexdigest())
 
 
 def _column_bytes(column: pa.ChunkedArray) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.export.webdataset import window_bytes
 from pipeline.manifest import Manifest
 
 
@@ -20,6 +21,7 @@ def dataset_card(manifest: Manifest) -> str:
     return cards.get_template("card.md.j2").render(
         parquet=parquet,
         both=len(manifest.shards) > 1,
+        tar_bytes=window_bytes(manifest.contract.codec),
         counts=manifest.counts,
         hours=sum(part.hours for part in manifest.splits.values()),
         codec=manifest.contract.codec,

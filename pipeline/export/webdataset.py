@@ -46,6 +46,12 @@ def shard_to_tar(tokens: pa.Table, codec: CodecSpec) -> bytes:
     return sink.getvalue()
 
 
+def window_bytes(codec: CodecSpec) -> int:
+    """Return what a window takes in a tar while its JSON fits a block: headers and contents of three members."""
+    npy = len(_npy_header(codec)) + codec.half_bytes
+    return 2 * (tarfile.BLOCKSIZE + npy + -npy % tarfile.BLOCKSIZE) + 2 * tarfile.BLOCKSIZE
+
+
 def rows_of_tar(data: bytes, codec: CodecSpec, name: str) -> Iterator[tuple[dict[str, object], bytes, bytes]]:
     """Yield (plain columns, prev bits, this bits) of every window of a tar shard.
 

@@ -51,6 +51,13 @@ class Folder:
         """Return the full path or URL of a file."""
         return f"{self.url.rstrip('/')}/{path}" if path else self.url
 
+    def is_same_place(self, other: Folder) -> bool:
+        """Return whether both name one place, however it is spelled."""
+        ours, theirs = self.local_path(""), other.local_path("")
+        if ours is None or theirs is None:
+            return self.url == other.url
+        return Path(ours).resolve() == Path(theirs).resolve()
+
     def local_path(self, path: str) -> str | None:
         """Return the file's path on this machine, None where it is remote."""
         return self.url_of(path) if isinstance(self._files, LocalFiles) else None

@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -98,6 +99,28 @@ def test_export_in_place_changes_the_shards_only(command, copy):
     assert len(list(copy.glob("versions/*.json"))) == 2
 
 
+def test_export_in_place_knows_the_place_by_any_spelling(command, copy):
+    (copy.parent / "link").symlink_to(copy)
+    for spelling in (copy.parent / "link", copy / ".." / copy.name):
+        assert command("export", spelling, copy, "--format", "parquet", "--local").code == 0
+        assert command("verify", copy).code == 0
+        assert command("export", copy, copy, "--local").code == 0
+
+
+def test_export_refuses_to_merge_into_a_source(command, copy, dataset):
+    outcome = command("export", copy, dataset, copy, "--local")
+    assert (outcome.code, "token store" in outcome.text) == (2, True)
+    assert command("verify", copy).code == 0
+
+
+def test_the_order_of_split_ratios_means_nothing(command, dataset, tmp_path):
+    for name, ratios in {"a": "{train: 0.5, val: 0.5}", "b": "{val: 0.5, train: 0.5}"}.items():
+        assert (
+            command("export", dataset, tmp_path / name, "--set", f"export.splits.ratios={ratios}", "--local").code == 0
+        )
+    assert (tmp_path / "a" / "dataset.json").read_bytes() == (tmp_path / "b" / "dataset.json").read_bytes()
+
+
 def test_export_merges_datasets_of_one_contract(command, tiny_codec, tools, tmp_path):
     for name, seeds in {"one": (1, 2, 3), "two": (3, 4)}.items():
         (tmp_path / name).mkdir()
@@ -180,7 +203,7 @@ def reforge(output, pattern, change):
     path = first(output, pattern)
     data = change(path)
     manifest = json.loads((output / "dataset.json").read_text())
-    for shards in manifest["shards"].values():
+    for shards in [*manifest["shards"].values(), manifest["files"]]:
         for shard in shards:
             if shard["path"].endswith(path.name):
                 shard.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
@@ -205,9 +228,19 @@ def rewritten(change):
     return rewrite
 
 
-def double_a_row(output):
-    import pyarrow as pa
+def misplace_a_clip(output):
+    """Let the clip index point elsewhere, and dataset.json agree with its bytes."""
+    from pipeline.export.index import table_to_parquet
 
+    path = output / "index" / "clips.parquet"
+    table = pq.read_table(path)
+    moved = pa.array([row + 1 if row >= 0 else row for row in table["first_row"].to_pylist()], pa.int32())
+    return reforge(
+        output, "index/clips.parquet", lambda _: table_to_parquet(table.set_column(7, table.schema.field(7), moved))
+    )
+
+
+def double_a_row(output):
     def change(table):
         return pa.concat_tables([table.slice(0, 1), table.slice(0, 1), table.slice(2)])
 
@@ -246,6 +279,7 @@ def tear_members_apart(output):
         drop_fragment,
         drop_index,
         alter_card,
+        misplace_a_clip,
         double_a_row,
         swap_bits,
         lose_the_contract,

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import jobs.dataset_commands
+from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
+from jobs.cli import app, job_config
+from pipeline.errors import ConfigError, IncompleteError
+
+COMMANDS = ["tokenize", "export", "verify", "demo", "bench"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_has_an_example(name):
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"motion-tokens {name}" in result.output
+
+
+def test_help_of_the_program_lists_the_commands():
+    result = CliRunner().invoke(app, ["--help"])
+    assert all(name in result.output for name in COMMANDS)
+
+
+def test_job_config_lets_options_win(tmp_path):
+    (tmp_path / "run.yaml").write_text("window: {stride: 10}\nprecision: float16\n")
+    config = job_config(str(tmp_path / "run.yaml"), ["window.stride=20"], {"window.stride": 30, "precision": None})
+    assert (config.window.stride, config.precision) == (30, "float16")
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
+        (tmp_path / "run.yaml").write_text("window: {stride: many}\n")
+        job_config(str(tmp_path / "run.yaml"), None, {})
+
+
+@pytest.mark.parametrize(("error", "code"), [(IncompleteError("units are missing"), 3), (KeyError("surprise"), 70)])
+def test_errors_end_in_their_exit_code(monkeypatch, error, code):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(jobs.dataset_commands, "run_verify", fail)
+    result = CliRunner().invoke(app, ["verify", "x"])
+    assert result.exit_code == code
+    assert ("Traceback" in result.output) == (code == 70)
+
+
+def test_messages_show_brackets_as_they_are(tmp_path):
+    result = CliRunner().invoke(app, ["verify", str(tmp_path / "[bold]")])
+    assert result.exit_code == 2
+    assert "[bold]" in "".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def slow_job(tmp_path_factory):
+    """Motion for a job of some ten seconds."""
+    folder = tmp_path_factory.mktemp("slow")
+    (folder / "motion").mkdir()
+    for n in range(24):
+        motion = np.random.default_rng(n).normal(size=(1000, 106)).astype(np.float32)
+        np.savez(folder / "motion" / f"clip{n:02}.npz", motion=motion, fps=25)
+    config = BitwiseVAEConfig(hidden_dim=256, depth=3)
+    write_checkpoint(random_checkpoint(config, np.zeros(106), np.ones(106), 0), folder / "codec.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_sigterm_exits_143_and_the_same_command_continues(slow_job, tmp_path, executor):
+    command = [sys.executable, "-m", "jobs.cli", "tokenize", str(slow_job / "motion"), str(tmp_path / "o")]
+    command += ["-c", str(slow_job / "codec.safetensors"), "--set", "units.files=1"]
+    command += ["--local"] * (executor == "local")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("o/_store/*/fragments/*/*.parquet")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 143, output
+    assert "continues" in output
+    assert not (tmp_path / "o" / "dataset.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("o/_store/*/fragments/*/*.parquet")}
+    assert 1 <= len(done) < 24
+    finish = [*command, *(["--local"] if executor == "ray" else [])]
+    assert subprocess.run(finish, env=environment, capture_output=True, check=False).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert CliRunner().invoke(app, ["verify", str(tmp_path / "o")]).exit_code == 0

@@ -42,7 +42,7 @@ $(VENV)/.plain: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV) (some minutes the first time)"
-	$(PIP) -e '.[all]'
+	$(PIP) -e '.[test,check]'
 	@touch $@ $(VENV)/.plain
 
 clean:

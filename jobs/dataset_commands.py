@@ -56,9 +56,12 @@ def run_verify(output: str, config: JobConfig, console: Console) -> bool:
             f"[green]sound[/green]: {result.num_windows:,} windows, each exactly once in {formats};"
             f" {result.num_files:,} checksums right",
             highlight=False,
+            soft_wrap=True,
         )
         if not result.units_proved:
-            console.print("units are proved where the token store is: this export has none", highlight=False)
+            console.print(
+                "units are proved where the token store is: this export has none", highlight=False, soft_wrap=True
+            )
         return True
     console.print(f"[bold red]{result.num_findings:,} findings[/bold red]", highlight=False)
     for line in result.findings:

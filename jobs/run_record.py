@@ -88,7 +88,7 @@ def print_summary(console: Console, output: Folder, manifest: Manifest, record: 
         table.add_row(name, f"{len(shards):,} shards, {size_text(size)}")
     if manifest.drops:
         drops = ", ".join(f"{count} {reason}" for reason, count in manifest.drops.items())
-        table.add_row("[yellow]dropped[/yellow]", f"{drops}  [dim]quarantine.parquet names each[/dim]")
+        table.add_row("[yellow]dropped[/yellow]", drops)
     if record.counts["windows"]:
         seconds = record.seconds["tokenize"]
         speed = record.counts["windows"] / seconds

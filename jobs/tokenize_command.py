@@ -5,6 +5,7 @@ Knows no data.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -54,5 +55,7 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
         path = write_run_record(output, run_id, record, outcome, start_s)
         print_summary(console, output, manifest, record)
         console.print(f"  run record {path}", highlight=False)
-        console.print(f"  prove it   motion-tokens verify {request.output}", highlight=False, soft_wrap=True)
+        console.print(
+            f"  prove it   motion-tokens verify {shlex.quote(request.output)}", highlight=False, soft_wrap=True
+        )
     return Tokenized(manifest, record, start_s)

@@ -52,7 +52,7 @@ def flip_pairs(latent: Tensor, patch_nums: Sequence[int], flip_ratio: float, see
             draws = _uniform(keys, first_counter, num_draws).view(-1, patch_num, code_dim)
             after = target ^ (draws < ratio)
         first_counter += num_draws
-        code = torch.where(after, corner, -corner).double()
+        code = (after.double() * 2 - 1) * corner
         residual = residual - _spread_in_order(code, num_frames)
         targets.append(target.int())
         flipped.append(after.int())

@@ -85,7 +85,7 @@ def tokenize(
         if preset and model_config:
             raise ConfigError("--preset and --model-config say the same thing: give one of them")
         from jobs.tokenize_command import run_tokenize
-        from pipeline.tokenize_job import TokenizeRequest
+        from pipeline.request import TokenizeRequest
 
         run_tokenize(TokenizeRequest(tuple(inputs), output, checkpoint, preset, model_config, job), console)
 

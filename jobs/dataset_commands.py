@@ -13,12 +13,12 @@ from rich.markup import escape
 from jobs.display import Display
 from jobs.run_record import print_summary
 from jobs.session import native_noise_aside, open_session
-from pipeline.errors import InputNotFoundError
+from pipeline.errors import InputNotFoundError, OutputMismatchError, VerifyError
+from pipeline.execution import JobRecord
 from pipeline.export_job import export_datasets
 from pipeline.job_config import JobConfig
 from pipeline.manifest import read_manifest
 from pipeline.storage import Folder
-from pipeline.tokenize_job import JobRecord
 from pipeline.verify import verify_dataset
 
 
@@ -29,8 +29,9 @@ def run_export(datasets: Sequence[str], output: str, config: JobConfig, console:
         MotionTokensError: the export cannot start, or no clip is left.
     """
     display = Display(console)
-    with native_noise_aside(), display.shown(), open_session(config.run) as session:
-        manifest = export_datasets(datasets, output, config, session.executor.build, display)
+    with native_noise_aside(), display.shown(), open_session(config.run) as executor:
+        executor.start()
+        manifest = export_datasets(datasets, output, config, executor.build, display)
     print_summary(console, Folder(output, config.run.storage_options), manifest, JobRecord())
 
 
@@ -41,7 +42,10 @@ def run_verify(output: str, config: JobConfig, console: Console) -> bool:
         InputNotFoundError: there is no dataset.
     """
     folder = Folder(output, config.run.storage_options)
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except OutputMismatchError as error:
+        raise VerifyError(str(error)) from error
     if manifest is None:
         raise InputNotFoundError(f"{folder} holds no dataset.json: name the folder that tokenize wrote")
     display = Display(console)

@@ -27,8 +27,8 @@ from jobs.tokenize_command import run_tokenize
 from pipeline.errors import VerifyError
 from pipeline.job_config import JobConfig
 from pipeline.manifest import Manifest
+from pipeline.request import TokenizeRequest
 from pipeline.storage import Folder
-from pipeline.tokenize_job import TokenizeRequest
 
 Motion = npt.NDArray[np.float32]
 

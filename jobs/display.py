@@ -21,6 +21,7 @@ from pipeline.plan import Plan
 
 STAGE_WORDS = {
     "plan": "planning",
+    "start": "starting Ray",
     "workers": "starting workers",
     "tokenize": "tokenizing",
     "export": "exporting",
@@ -71,13 +72,14 @@ class Display(JobObserver):
         if self._live is None:
             self._console.print(STAGE_WORDS[name], highlight=False)
 
-    def on_plan(self, plan: Plan, num_done: int) -> None:
+    def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
         """Show what is to be done."""
         total, num_units = plan.num_bytes, len(plan.units)
         share = num_done / num_units if num_units else 1.0
         self._todo_bytes = max(1, int(total * (1 - share)))
         done = f", {num_done:,} of them tokenized before" if num_done else ""
-        self._console.print(f"  {num_units:,} units, {size_text(total)} of motion{done}", highlight=False)
+        skipped = f"; {num_skipped:,} other files skipped" if num_skipped else ""
+        self._console.print(f"  {num_units:,} units, {size_text(total)} of motion{done}{skipped}", highlight=False)
 
     def on_begun(self, num_windows: int, num_bytes: int) -> None:
         """Learn how many windows a byte of input holds, for the bar and the time left."""

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.display import size_text
 from jobs.session import num_cores
+from pipeline.execution import JobRecord
 from pipeline.manifest import Manifest
 from pipeline.storage import Folder
-from pipeline.tokenize_job import JobRecord
 
 PACKAGES = ("motion-tokens", "ray", "torch", "numpy", "pyarrow", "fsspec", "s3fs")
 
@@ -53,7 +54,7 @@ def hardware() -> dict[str, Any]:
     return facts
 
 
-def write_run_record(output: Folder, run_id: str, record: JobRecord, outcome: Mapping[str, Any], start_s: float) -> str:
+def write_run_record(output: Folder, run_id: str, record: JobRecord, outcome: Mapping[str, Any]) -> str:
     """Write run.json and return its path below the output."""
     tokenized = record.counts["windows"]
     tokenize_s = record.seconds.get("tokenize", 0.0)
@@ -61,7 +62,7 @@ def write_run_record(output: Folder, run_id: str, record: JobRecord, outcome: Ma
         "run_id": run_id,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **outcome,
-        "seconds": {"start": round(start_s, 3), **{name: round(s, 3) for name, s in record.seconds.items()}},
+        "seconds": {name: round(s, 3) for name, s in record.seconds.items()},
         "stage_seconds": {name: round(s, 3) for name, s in sorted(record.stage_seconds.items())},
         "counts": dict(record.counts),
         "drops": dict(record.drops),
@@ -80,7 +81,7 @@ def print_summary(console: Console, output: Folder, manifest: Manifest, record: 
     table = Table(box=None, padding=(0, 2), show_header=False)
     hours = sum(part.hours for part in manifest.splits.values())
     counts = manifest.counts
-    table.add_row("dataset", f"{output}  [dim]({manifest.status}, {manifest.spec_id})[/dim]")
+    table.add_row("dataset", f"{escape(str(output))}  [dim]({manifest.status}, {manifest.spec_id})[/dim]")
     table.add_row("clips", f"{counts['clips']:,}  [dim]{hours:.2f} h of motion[/dim]")
     table.add_row("windows", f"{counts['windows']:,}  [dim]{_splits_text(manifest)}[/dim]")
     for name, shards in manifest.shards.items():

@@ -10,18 +10,19 @@ import os
 import signal
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from pipeline.blocks import UnitAccount
 from pipeline.config import Numerics
 from pipeline.errors import MotionTokensError
+from pipeline.execution import Executor, TokenizeProgress, TokenizeStages
+from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
 from pipeline.job_config import RunConfig
-from pipeline.tokenize_job import Executor
+from pipeline.plan import Unit
 
 NOISE_SHOWN_BYTES = 4000
 
@@ -38,23 +39,17 @@ class Stopped(BaseException):
     """A signal asked the process to stop; raised in the main thread, so that state stays resumable."""
 
 
-@dataclass(frozen=True)
-class Session:
-    """An executor and what its start cost."""
-
-    executor: Executor
-    start_s: float
-
-
 @contextmanager
-def open_session(run: RunConfig) -> Iterator[Session]:
-    """Start what runs the stages, and stop it at the end."""
-    begin = time.perf_counter()
-    if run.local:
-        yield Session(_local_executor(), time.perf_counter() - begin)
-        return
-    with _ray_running():
-        yield Session(_ray_executor(), time.perf_counter() - begin)
+def open_session(run: RunConfig) -> Iterator[Executor]:
+    """Give what runs the stages, and stop it at the end; a Ray of our own starts only when there is work."""
+    with ExitStack() as stack:
+        if run.local:
+            yield _local_executor()
+        elif _is_cluster_given():
+            stack.enter_context(_ray_running())
+            yield _cluster_executor()
+        else:
+            yield _own_ray_executor(stack)
 
 
 @contextmanager
@@ -79,6 +74,7 @@ def _local_executor() -> Executor:
     device = pick_device()
     return Executor(
         name="local",
+        start=lambda: None,
         tokenize=tokenize_here,
         build=build_here,
         numerics=lambda: numerics_here(device),
@@ -87,45 +83,91 @@ def _local_executor() -> Executor:
     )
 
 
-def _ray_executor() -> Executor:
-    import ray
+def _own_ray_executor(stack: ExitStack) -> Executor:
+    """Return an executor on this machine, whose Ray runs from the first `start` until the stack closes."""
+    import torch
 
-    from pipeline.graph import build_with_ray, tokenize_with_ray
+    from pipeline.codec import numerics_here, pick_device
+
+    def start() -> None:
+        import ray
+
+        if not ray.is_initialized():
+            stack.enter_context(_ray_running())
+
+    return Executor(
+        name="ray",
+        start=start,
+        tokenize=_tokenize_with_ray,
+        build=_build_with_ray,
+        numerics=lambda: numerics_here(pick_device()),
+        num_cpus=float(num_cores()),
+        num_gpus=float(torch.cuda.device_count()),
+    )
+
+
+def _cluster_executor() -> Executor:
+    """Return an executor on the Ray that runs already."""
+    import ray
 
     resources = ray.cluster_resources()
     num_gpus = resources.get("GPU", 0.0)
     return Executor(
         name="ray",
-        tokenize=tokenize_with_ray,
-        build=build_with_ray,
-        numerics=lambda: _numerics_of_workers(num_gpus > 0),
+        start=lambda: None,
+        tokenize=_tokenize_with_ray,
+        build=_build_with_ray,
+        numerics=lambda: _numerics_of_a_worker(num_gpus > 0),
         num_cpus=resources.get("CPU", 1.0),
         num_gpus=num_gpus,
     )
 
 
-def _numerics_of_workers(on_gpu: bool) -> Numerics:
-    """Return the numerics of this process, or of a GPU worker where only workers have the GPU."""
+def _tokenize_with_ray(
+    runs: Sequence[Sequence[Unit]], stages: TokenizeStages, progress: TokenizeProgress
+) -> Iterator[UnitAccount]:
+    from pipeline.graph import tokenize_with_ray
+
+    return tokenize_with_ray(runs, stages, progress)
+
+
+def _build_with_ray(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
+    from pipeline.graph import build_with_ray
+
+    return build_with_ray(tasks, builder)
+
+
+def _numerics_of_a_worker(on_gpu: bool) -> Numerics:
+    """Ask a worker of the cluster what it computes with: this machine may be another kind."""
+    import ray
+
+    probe: Any = ray.remote(_numerics_there).options(num_gpus=int(on_gpu), num_cpus=0 if on_gpu else 1)
+    return Numerics.model_validate(ray.get(probe.remote()))
+
+
+def _numerics_there() -> dict[str, Any]:
     from pipeline.codec import numerics_here, pick_device
 
-    if on_gpu and pick_device().type != "cuda":
-        import ray
+    return numerics_here(pick_device()).model_dump()
 
-        probe: Any = ray.remote(num_gpus=1, num_cpus=0)(lambda: numerics_here(pick_device()).model_dump())
-        return Numerics.model_validate(ray.get(probe.remote()))
-    return numerics_here(pick_device())
+
+def _is_cluster_given() -> bool:
+    """Return whether a Ray runs that is not ours to start: in this process, or where RAY_ADDRESS says."""
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 @contextmanager
 def _ray_running() -> Iterator[None]:
-    """Use the Ray that runs in this process or that RAY_ADDRESS names, else start one for this job."""
+    """Use the Ray that runs in this process or that RAY_ADDRESS names, else start one on this machine."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     import ray
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us as exceptions
     if ray.is_initialized():
         yield
         return

@@ -9,14 +9,17 @@ import shlex
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 
 from jobs.display import Display
 from jobs.run_record import new_run_id, print_summary, write_run_record
 from jobs.session import native_noise_aside, open_session
 from pipeline.errors import MotionTokensError
+from pipeline.execution import JobRecord
 from pipeline.manifest import Manifest
-from pipeline.storage import Folder
-from pipeline.tokenize_job import JobRecord, TokenizeRequest, tokenize_dataset
+from pipeline.request import TokenizeRequest
+from pipeline.storage import Folder, without_secrets
+from pipeline.tokenize_job import tokenize_dataset
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,6 @@ class Tokenized:
 
     manifest: Manifest
     record: JobRecord
-    start_s: float
 
 
 def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
@@ -37,25 +39,22 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
     output = Folder(request.output, request.config.run.storage_options)
     run_id, record = new_run_id(), JobRecord()
     display = Display(console)
-    with native_noise_aside(), display.shown(), open_session(request.config.run) as session:
-        record.notes["executor"] = session.executor.name
-        record.lap("start")
-        start_s = record.seconds.pop("start")
+    with native_noise_aside(), display.shown(), open_session(request.config.run) as executor:
+        record.notes["executor"] = executor.name
         try:
-            manifest = tokenize_dataset(request, session.executor, display, record)
+            manifest = tokenize_dataset(request, executor, display, record)
         except MotionTokensError as error:
             if record.counts["units"]:
                 outcome = {"status": "failed", "error": type(error).__name__, "exit_code": error.exit_code}
-                write_run_record(output, run_id, record, outcome, start_s)
+                write_run_record(output, run_id, record, outcome)
             raise
     if record.already_complete:
         console.print("already complete: every unit is tokenized and published", highlight=False)
     else:
         outcome = {"status": manifest.status, "version": manifest.version, "exit_code": 0}
-        path = write_run_record(output, run_id, record, outcome, start_s)
+        path = write_run_record(output, run_id, record, outcome)
         print_summary(console, output, manifest, record)
         console.print(f"  run record {path}", highlight=False)
-        console.print(
-            f"  prove it   motion-tokens verify {shlex.quote(request.output)}", highlight=False, soft_wrap=True
-        )
-    return Tokenized(manifest, record, start_s)
+        place = escape(shlex.quote(without_secrets(request.output)))
+        console.print(f"  prove it   motion-tokens verify {place}", highlight=False, soft_wrap=True)
+    return Tokenized(manifest, record)

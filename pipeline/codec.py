@@ -24,7 +24,7 @@ from bitwise_vae.config import PRESETS, ConfigError, values_from_json
 from bitwise_vae.model import BitwiseVAE
 from pipeline.config import CodecSpec, Numerics
 from pipeline.errors import CodecError, InputNotFoundError
-from pipeline.storage import read_bytes, read_text
+from pipeline.storage import read_bytes, read_text, without_secrets
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def open_codec(
         except ConfigError as error:
             raise CodecError(f"{model_config}: {error}") from error
     try:
-        model = read_checkpoint(data, checkpoint, _sidecar(checkpoint, options), overrides, preset=preset)
+        model = read_checkpoint(
+            data, without_secrets(checkpoint), _sidecar(checkpoint, options), overrides, preset=preset
+        )
     except (CheckpointError, ConfigError) as error:
         raise CodecError(str(error)) from error
     return codec_of_model(model)
@@ -103,6 +105,8 @@ def pick_device() -> torch.device:
 
 def _sidecar(checkpoint: str, options: Mapping[str, Any] | None) -> str | None:
     """Return the JSON of the same name beside a checkpoint, where there is one."""
+    if "?" in checkpoint:
+        return None  # a signed address is good for the file alone
     beside = checkpoint.removesuffix(PurePosixPath(checkpoint).suffix) + ".json"
     try:
         return read_text(beside, options)

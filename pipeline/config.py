@@ -142,10 +142,14 @@ class ExportSpec(_Spec):
 
     @property
     def export_id(self) -> str:
-        """Hash that names this way of exporting; the split file counts by content, not by path."""
+        """Hash that names this way of exporting."""
+        return digest_of(self.described())
+
+    def described(self) -> dict[str, Any]:
+        """Return the spec as dataset.json states it: the split file counts by content, not by path."""
         tree = self.model_dump(mode="json")
         tree["splits"].pop("file")
-        return digest_of(tree)
+        return tree
 
 
 def window_rule(window: WindowConfig, window_frames: int) -> WindowRule:

@@ -5,24 +5,33 @@ Knows no Ray or torch: who builds the shards is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Mapping, Sequence
 
-from pipeline.config import export_spec
+import pyarrow.parquet as pq
+
+from pipeline.config import ExportSpec, canonical_json
 from pipeline.errors import OutputMismatchError
 from pipeline.export.build import Fragment
-from pipeline.export.dataset import BuildShards, ExportSource, export_dataset
+from pipeline.export.dataset import BuildShards, ExportSource, export_dataset, remove_outdated
 from pipeline.export.splits import listed_splits
-from pipeline.job_config import JobConfig
+from pipeline.job_config import JobConfig, SplitConfig
 from pipeline.manifest import Manifest, publish_manifest, read_manifest
 from pipeline.observer import JobObserver
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
 
+MARKER_PATH = "_store/export.json"
+"""In an export without a token store of its own: which datasets it is made from."""
+
 
 def export_datasets(
     datasets: Sequence[str], output_url: str, config: JobConfig, build: BuildShards, observer: JobObserver
 ) -> Manifest:
-    """Write one dataset from the token stores of others; writing over its own source changes its shards only.
+    """Write one dataset from the token stores of others, or its own shards anew.
+
+    What the configuration does not set stays as the (first) dataset was exported.
 
     Args:
         datasets: folders of published datasets, each with its `_store`.
@@ -32,6 +41,7 @@ def export_datasets(
         OutputMismatchError: a folder holds no dataset with a store, contracts differ, or the output holds
             another dataset.
         NoClipLeftError: every clip was dropped.
+        IncompleteError: a fragment is missing.
     """
     observer.on_stage("export")
     options = config.run.storage_options
@@ -46,18 +56,20 @@ def export_datasets(
                 f"{folder} cannot be merged with {folders[0]}: {'; '.join(differences[:5])}."
                 " Next: export them separately"
             )
-    is_in_place = len(folders) == 1 and folders[0].is_same_place(output)
-    _check_output(output, first, is_in_place)
+    is_in_place = len(folders) == 1 and output.path_below(folders[0]) == ""
+    if not is_in_place:
+        _claim(output, first.spec_id, folders)
 
     stores = tuple(TokenStore.of(folder, first.spec_id) for folder in folders)
     plans = [store.plan_of_version(manifest.version) for store, manifest in zip(stores, manifests, strict=True)]
     fragments = tuple(Fragment(index, unit.key, unit.stamp) for index, plan in enumerate(plans) for unit in plan.units)
-    listed, digest = listed_splits(config.export.splits, options)
+    spec, listed = _spec_and_splits(config, folders, first)
     source = ExportSource(stores, fragments, first.contract)
-    manifest = export_dataset(source, output, export_spec(config, digest), listed, build, observer)
+    manifest = export_dataset(source, output, spec, listed, build, observer)
     if is_in_place:
         stores[0].publish_version(manifest.version, plans[0])
     publish_manifest(output, manifest)
+    remove_outdated(output, manifest)
     return manifest
 
 
@@ -72,14 +84,57 @@ def _published(folder: Folder) -> Manifest:
     return manifest
 
 
-def _check_output(output: Folder, source: Manifest, is_in_place: bool) -> None:
-    standing = read_manifest(output)
-    if not is_in_place and TokenStore.of(output, source.spec_id).read_contract() is not None:
-        raise OutputMismatchError(
-            f"{output} has a token store of its own, which others' tokens would not be in: name another folder"
-        )
-    if standing is not None and standing.contract != source.contract:
-        fields = "; ".join(source.contract.differences(standing.contract)[:5])
-        raise OutputMismatchError(f"{output} holds another dataset: {fields}. Next: name another folder")
-    if standing is None and output.list_names(""):
-        raise OutputMismatchError(f"{output} is not empty and holds no token dataset: name another folder")
+def _claim(output: Folder, spec_id: str, folders: Sequence[Folder]) -> None:
+    """Mark an output as the export of these datasets; one that was marked so before is written anew.
+
+    Raises:
+        OutputMismatchError: something else stands there.
+    """
+    marker = canonical_json({"spec_id": spec_id, "sources": [str(folder) for folder in folders]}).encode()
+    try:
+        standing = output.read(MARKER_PATH)
+    except (FileNotFoundError, NotADirectoryError):
+        read_manifest(output)  # says so where the output is no folder
+        others = sorted(name for name in output.list_names("") if not name.startswith("."))
+        if "_store" in others:
+            raise OutputMismatchError(
+                f"{output} has a token store of its own, in which others' tokens would not be: name another folder"
+            ) from None
+        if others:
+            raise OutputMismatchError(
+                f"{output} is not empty and holds no export ({', '.join(others[:5])}): name another folder"
+            ) from None
+        output.publish(MARKER_PATH, marker)
+        return
+    if standing != marker:
+        sources = ", ".join(json.loads(standing)["sources"])
+        raise OutputMismatchError(f"{output} holds the export of another dataset ({sources}): name another folder")
+
+
+def _spec_and_splits(
+    config: JobConfig, folders: Sequence[Folder], first: Manifest
+) -> tuple[ExportSpec, Mapping[str, str]]:
+    """Return the first dataset's way of exporting with what the configuration sets laid over it."""
+    given = {name: getattr(config.export, name) for name in config.export.model_fields_set}
+    if "duplicate_ids" in config.input.model_fields_set:
+        given["duplicate_ids"] = config.input.duplicate_ids
+    if "splits" in given:
+        listed, digest = listed_splits(config.export.splits, config.run.storage_options)
+        splits = given.pop("splits")
+    else:
+        tree = first.export["splits"]
+        is_listed = tree["by"] == "file"
+        splits = SplitConfig(**tree, file="the source's" if is_listed else None)
+        listed, digest = (_splits_of_index(folders) if is_listed else {}), first.export["split_file"]
+    standing = {name: value for name, value in first.export.items() if name not in ("splits", "split_file")}
+    spec = ExportSpec(**{**standing, **given, "splits": splits, "split_file": digest})
+    return spec, listed
+
+
+def _splits_of_index(folders: Sequence[Folder]) -> dict[str, str]:
+    """Return clip id -> split as the datasets' own index says."""
+    listed: dict[str, str] = {}
+    for folder in folders:
+        index = pq.read_table(io.BytesIO(folder.read("index/clips.parquet")), columns=["clip_id", "split"])
+        listed.update(zip(index["clip_id"].to_pylist(), index["split"].to_pylist(), strict=True))
+    return listed

@@ -24,11 +24,11 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_text, units_to_text
-from pipeline.errors import MotionTokensError
+from pipeline.errors import IncompleteError, MotionTokensError
+from pipeline.execution import TokenizeProgress, TokenizeStages
 from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
-from pipeline.tokenize_job import TokenizeProgress, TokenizeStages
 from pipeline.tokenizer_actor import TokenizerActor, TokenizerSettings
 from pipeline.write_fragments import FragmentWriter
 
@@ -60,10 +60,13 @@ def tokenize_with_ray(
     )
     accounts = tokens.map_batches(_WriteTask(stages.writer), num_cpus=0.25, **one_row)
 
-    for text in _rows_of(accounts, "account", lambda: _report(hub, progress)):
+    try:
+        for text in _rows_of(accounts, "account", lambda: _report(hub, progress)):
+            _report(hub, progress)
+            yield UnitAccount.from_text(text)
         _report(hub, progress)
-        yield UnitAccount.from_text(text)
-    _report(hub, progress)
+    except Exception as error:
+        raise _own_error(error, hub) from error
 
 
 def build_with_ray(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
@@ -108,7 +111,11 @@ class _HostedTokenizer:
     """The tokenizer as a Ray actor; Ray builds it once a worker and calls it once a row."""
 
     def __init__(self, hub: Any, settings: TokenizerSettings) -> None:
-        self._tokenizer = TokenizerActor(ray.get(hub.codec.remote()), settings, _HubListener(hub))
+        try:
+            self._tokenizer = TokenizerActor(ray.get(hub.codec.remote()), settings, _HubListener(hub))
+        except MotionTokensError as error:
+            ray.get(hub.refuse.remote(error))  # what an actor's constructor raises reaches the driver as text only
+            raise
         hub.ready.remote()
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -134,6 +141,7 @@ class JobHub:
         self._codec = codec
         self._begun_windows = self._begun_bytes = self._encoded_windows = 0
         self._ready_at: float | None = None
+        self._refusal: MotionTokensError | None = None
 
     def codec(self) -> bytes:
         """Return the weights."""
@@ -143,6 +151,14 @@ class JobHub:
         """Note that a tokenizer stands ready."""
         if self._ready_at is None:
             self._ready_at = time.monotonic()
+
+    def refuse(self, error: MotionTokensError) -> None:
+        """Note why a tokenizer will not work."""
+        self._refusal = error
+
+    def refusal(self) -> MotionTokensError | None:
+        """Return why a tokenizer will not work, None where none refused."""
+        return self._refusal
 
     def begun(self, num_windows: int, num_bytes: int) -> None:
         """Note work that a tokenizer takes up."""
@@ -214,7 +230,7 @@ def _rows_of(dataset: Any, column: str, on_tick: Callable[[], None]) -> Iterator
         if item is _END:
             return
         if isinstance(item, _Failure):
-            raise _own_error(item.error)
+            raise item.error
         yield item
 
 
@@ -223,11 +239,29 @@ class _Failure:
     error: BaseException
 
 
-def _own_error(error: BaseException) -> BaseException:
-    """Return the error of ours that Ray wrapped, or the error itself."""
+def _own_error(error: BaseException, hub: Any = None) -> BaseException:
+    """Return the error of ours that Ray wrapped, or what a loss of workers means for the job.
+
+    An error of another kind inside a task is a fault of the program and comes back as it is.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, MotionTokensError):
             return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+        if isinstance(seen, ray.exceptions.RayTaskError) and seen.cause is not None:
+            seen = seen.cause
+        else:
+            seen = seen.__cause__
+    try:
+        refusal: MotionTokensError | None = ray.get(hub.refusal.remote(), timeout=TICK_S) if hub else None
+    except ray.exceptions.RayError:
+        refusal = None
+    if refusal is not None:
+        return refusal
+    is_loss = isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
+    if not is_loss:
+        return error
+    finding = str(error).strip().splitlines()[0]
+    return IncompleteError(
+        f"Ray lost workers of the job ({type(error).__name__}: {finding}): run the same command again"
+    )

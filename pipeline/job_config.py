@@ -39,7 +39,7 @@ def _parse_yaml(text: str) -> Any:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ClipList(_Section):
@@ -98,6 +98,16 @@ class UnitConfig(_Section):
     files: int = Field(64, ge=1, description="small files a unit, on average")
 
 
+def check_split_name(name: str) -> None:
+    """Refuse a split name that could not be a folder, or that the `datasets` library would refuse.
+
+    Raises:
+        ConfigError: it holds other characters than letters, digits and _.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name):
+        raise ConfigError(f"split name {name!r}: use letters, digits and _ (64 at most)")
+
+
 class SplitConfig(_Section):
     """How clips are divided into splits."""
 
@@ -118,8 +128,7 @@ class SplitConfig(_Section):
         if (self.by == "file") != (self.file is not None):
             raise ValueError("by: file and file: PATH go together")
         for name, ratio in self.ratios.items():
-            if not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"split name {name!r} may hold letters, digits, - and _ only")
+            check_split_name(name)
             if not 0 <= ratio <= 1:
                 raise ValueError(f"ratio of {name} must lie in 0..1, not {ratio}")
         if not self.ratios or abs(sum(self.ratios.values()) - 1) > 1e-9:
@@ -222,7 +231,7 @@ def config_from_tree(tree: Mapping[str, Any], name: str) -> JobConfig:
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
-            f" (found {item['input']!r})"
+            + ("" if "storage_options" in item["loc"] else f" (found {item['input']!r})")  # it may hold credentials
             for item in error.errors()
         ]
         raise ConfigError(f"{name}: " + "; ".join(lines)) from error

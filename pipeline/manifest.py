@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.config import Contract, ExportSpec
+from pipeline.config import Contract
 from pipeline.errors import OutputMismatchError
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage import Folder
@@ -78,16 +78,14 @@ class Manifest(_Record):
         return hashlib.sha256(self.to_bytes()).hexdigest()[:16]
 
     @property
+    def all_files(self) -> list[ShardFile | OtherFile]:
+        """Every file that the manifest names."""
+        return [*(shard for shards in self.shards.values() for shard in shards), *self.files]
+
+    @property
     def num_windows(self) -> int:
         """Windows of all splits."""
         return self.counts["windows"]
-
-
-def describe_export(export: ExportSpec) -> dict[str, Any]:
-    """Return an ExportSpec as dataset.json states it: without places."""
-    tree = export.model_dump(mode="json")
-    tree["splits"].pop("file")
-    return tree
 
 
 def read_manifest(output: Folder) -> Manifest | None:
@@ -100,6 +98,8 @@ def read_manifest(output: Folder) -> Manifest | None:
         data = output.read(MANIFEST_PATH)
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise OutputMismatchError(f"{output} is, or lies below, a file: name a folder") from error
     try:
         tree = json.loads(data)
         version = tree.get("schema_version") if isinstance(tree, dict) else None
@@ -108,7 +108,7 @@ def read_manifest(output: Folder) -> Manifest | None:
         finding = f"has schema version {version}, this program reads {SCHEMA_VERSION}"
     except (ValidationError, ValueError) as error:
         finding = f"is not a token dataset's: {str(error).splitlines()[0]}"
-    raise OutputMismatchError(f"{output.url_of(MANIFEST_PATH)} {finding}; name another folder")
+    raise OutputMismatchError(f"{output}/{MANIFEST_PATH} {finding}; name another folder")
 
 
 def publish_manifest(output: Folder, manifest: Manifest) -> None:

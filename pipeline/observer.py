@@ -13,10 +13,10 @@ class JobObserver:
     """Watches silently; a display overrides what it wants to show. Called from the driver's thread only."""
 
     def on_stage(self, name: str) -> None:
-        """A stage of the job begins: plan, workers, tokenize, export, verify."""
+        """A stage of the job begins: plan, start, workers, tokenize, export, verify."""
 
-    def on_plan(self, plan: Plan, num_done: int) -> None:
-        """The plan stands; `num_done` of its units need no work."""
+    def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
+        """The plan stands; `num_done` of its units need no work, `num_skipped` files are of no known kind."""
 
     def on_begun(self, num_windows: int, num_bytes: int) -> None:
         """Tokenizers took up so many windows, read from so many bytes of input."""

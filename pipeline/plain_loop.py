@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.blocks import UnitAccount
+from pipeline.execution import TokenizeProgress, TokenizeStages
 from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
 from pipeline.plan import Unit
-from pipeline.tokenize_job import TokenizeProgress, TokenizeStages
 from pipeline.tokenizer_actor import TokenizerActor
 
 

@@ -113,8 +113,12 @@ def _units_inside(root: InputRoot, file: StoredFile, corpus: CorpusSpec) -> list
 
 def _unit(parts: tuple[Part, ...], files: Sequence[StoredFile], num_bytes: int) -> Unit:
     key = digest_of([[part.input_name, part.path, part.start, part.stop] for part in parts], 20)
-    stamp = digest_of([[file.num_bytes, file.version] for file in files], 12)
-    return Unit(key, stamp, num_bytes, parts)
+    return Unit(key, stamp_of(files), num_bytes, parts)
+
+
+def stamp_of(files: Sequence[StoredFile]) -> str:
+    """Return the hash that says whether a fragment is still current: size and version of a unit's files."""
+    return digest_of([[file.num_bytes, file.version] for file in files], 12)
 
 
 def plan_to_bytes(plan: Plan) -> bytes:

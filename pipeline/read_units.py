@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.blocks import RUN_LEDGER_SCHEMA, MotionBlock
-from pipeline.config import TokenSpec
-from pipeline.plan import Unit
+from pipeline.config import TokenSpec, digest_of
+from pipeline.errors import StorageError
+from pipeline.plan import Unit, stamp_of
 from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.sources.clip import PreparedClip, prepare_clip
 from pipeline.sources.registry import read_part
@@ -28,6 +29,13 @@ class ClipFilter:
 
     include: frozenset[str] | None = None
     exclude: frozenset[str] = frozenset()
+
+    @property
+    def digest(self) -> str:
+        """Hash of the lists, empty where there are none."""
+        if self.include is None and not self.exclude:
+            return ""
+        return digest_of([sorted(self.include or ()), self.include is None, sorted(self.exclude)])
 
     def admits(self, clip_id: str) -> bool:
         """Say whether a clip belongs to the corpus."""
@@ -76,6 +84,7 @@ class UnitReader:
                         "unit": index,
                     }
                 )
+            self._check_unchanged(unit)
         empty = np.zeros((0, self.spec.codec.motion_dim), np.float32)
         return MotionBlock(
             units=tuple(units),
@@ -84,6 +93,17 @@ class UnitReader:
             start_frame=np.concatenate(starts) if starts else np.zeros(0, np.int64),
             seconds={"read": time.perf_counter() - begin},
         )
+
+    def _check_unchanged(self, unit: Unit) -> None:
+        """Make sure that what was read is what the unit's stamp names.
+
+        Raises:
+            StorageError: a file was changed or removed since the plan.
+        """
+        files = [self.folders[part.input_name].stat(part.path) for part in unit.parts]
+        if stamp_of([file for file in files if file is not None]) != unit.stamp:
+            sources = ", ".join(part.source for part in unit.parts[:5])
+            raise StorageError(f"input changed while it was read ({sources}): run the same command again")
 
     def _clips(self, unit: Unit) -> Iterator[PreparedClip | ClipProblem]:
         corpus, codec = self.spec.corpus, self.spec.codec

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Contract, canonical_json
-from pipeline.errors import OutputMismatchError
+from pipeline.errors import IncompleteError, MotionTokensError, OutputMismatchError, VerifyError
 from pipeline.plan import Plan, Unit, plan_from_bytes, plan_to_bytes
 from pipeline.schema import CONTRACT_KEY, LEDGER_KEY, LEDGER_SCHEMA, TOKEN_ROW_GROUP_ROWS
 from pipeline.storage import Folder
@@ -103,15 +103,33 @@ class TokenStore:
             self.folder.publish(path, data)
 
     def read_fragment(self, unit_key: str, stamp: str) -> pa.Table:
-        """Return a fragment's token rows."""
-        data = self.folder.read(self.fragment_path(unit_key, stamp))
-        return pq.read_table(io.BytesIO(data))
+        """Return a fragment's token rows.
+
+        Raises:
+            IncompleteError: it is missing.
+            VerifyError: it is damaged.
+        """
+        path = self.fragment_path(unit_key, stamp)
+        try:
+            return pq.read_table(io.BytesIO(self.folder.read(path)))
+        except (FileNotFoundError, pa.ArrowException) as error:
+            raise self._broken(path, error) from error
 
     def read_ledger(self, unit_key: str, stamp: str) -> pa.Table:
         """Return a fragment's ledger from its footer alone."""
-        with self.folder.open(self.fragment_path(unit_key, stamp)) as file:
-            metadata = pq.read_metadata(file).metadata
-        return table_from_ipc(base64.b64decode(metadata[LEDGER_KEY]))
+        path = self.fragment_path(unit_key, stamp)
+        try:
+            with self.folder.open(path) as file:
+                metadata = pq.read_metadata(file).metadata
+            return table_from_ipc(base64.b64decode(metadata[LEDGER_KEY]))
+        except (FileNotFoundError, pa.ArrowException, KeyError, ValueError) as error:
+            raise self._broken(path, error) from error
+
+    def _broken(self, path: str, error: Exception) -> MotionTokensError:
+        """Return the error that says what to do about a fragment that is missing or damaged."""
+        if isinstance(error, FileNotFoundError):
+            return IncompleteError(f"{self.folder}/{path} is missing: run the same tokenize command again")
+        return VerifyError(f"{self.folder}/{path} is damaged ({error}): delete it, then run tokenize again")
 
     def read_ledgers(self, units: Iterable[tuple[str, str]], threads: int = 8) -> Iterator[pa.Table]:
         """Yield the ledgers of (unit key, stamp) pairs, in their order."""

@@ -16,16 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config import Contract, canonical_json, hash64
-from pipeline.errors import OutputMismatchError, VerifyError
-from pipeline.export.layout import mixed_hash
-from pipeline.export.webdataset import rows_of_tar
+from pipeline.config import Contract, digest_of
+from pipeline.errors import IncompleteError, OutputMismatchError, VerifyError
+from pipeline.export.dataset import ALWAYS_WRITTEN, WINDOW_INDEX_PATH
+from pipeline.export.index import count_clips
 from pipeline.manifest import Manifest, ShardFile
 from pipeline.plan import units_digest
-from pipeline.schema import CONTRACT_KEY, token_schema
+from pipeline.quarantine import DropReason
+from pipeline.shard_content import ShardContent, content_of_parquet, content_of_tar, window_sum
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
-from pipeline.windows import valid_frames, window_starts
+from pipeline.windows import window_starts
 
 MAX_FINDINGS = 100
 VERIFY_THREADS = 4
@@ -61,17 +62,6 @@ class Verified:
         return self.num_findings == 0
 
 
-@dataclass(frozen=True)
-class _ShardContent:
-    """Digest of a shard's rows: per-clip counts and sums of window hashes, and row digests in order."""
-
-    clip_ids: Sequence[str]
-    first_rows: np.ndarray
-    num_windows: np.ndarray
-    window_sums: np.ndarray
-    rows_digest: str
-
-
 @dataclass
 class _Found:
     """What the shards of one format hold of a clip: where it begins, its windows, the sum of their hashes."""
@@ -98,22 +88,46 @@ def verify_dataset(output: Folder, manifest: Manifest, on_file: Callable[[str], 
         data = _read_checked(output, other.path, other.bytes, other.sha256, findings)
         if data is not None:
             contents[other.path] = data
-    for name in manifest.shards:
-        for split in {shard.split for shard in manifest.shards[name]}:
-            if sum(shard.windows for shard in manifest.shards[name] if shard.split == split) != (
-                manifest.splits[split].windows if split in manifest.splits else -1
-            ):
-                findings.add(f"dataset.json: {name} shards of {split} do not add up to the split's windows")
     clips = _table(contents.get("index/clips.parquet"))
     units = _table(contents.get("index/units.parquet"))
     units_proved = False
     if clips is None or units is None:
         findings.add("index: clips.parquet or units.parquet is missing or altered, so windows cannot be proved")
     else:
+        _prove_manifest(output, manifest, clips, _table(contents.get("quarantine.parquet")), findings)
         units_proved = _prove_units(output, manifest, clips, units, findings)
         _prove_rows(output, manifest, clips, findings, on_file)
     num_files = len(manifest.files) + sum(len(shards) for shards in manifest.shards.values())
     return Verified(findings.lines, findings.num_findings, num_files, manifest.num_windows, units_proved)
+
+
+def _prove_manifest(
+    output: Folder, manifest: Manifest, clips: pa.Table, quarantined: pa.Table | None, findings: Findings
+) -> None:
+    """Compare what dataset.json says with itself, with its stored version, and with the index."""
+    copy = f"versions/{manifest.version}.json"
+    if output.stat(copy) is None:
+        findings.add(f"dataset.json: altered, or its copy {copy} is missing")
+    promised = set(ALWAYS_WRITTEN)
+    if manifest.export["shuffle"] != "none":
+        promised.add(WINDOW_INDEX_PATH)
+    promised |= {f"webdataset/{shard.split}/shards.txt" for shard in manifest.shards.get("webdataset", ())}
+    counted = count_clips(clips, manifest.contract.codec.fps, manifest.counts.get("units", 0))
+    says = {
+        "spec_id": (manifest.spec_id, manifest.contract.spec.spec_id),
+        "export_id": (manifest.export_id, digest_of(manifest.export)),
+        "formats": (sorted(manifest.shards), sorted(manifest.export["formats"])),
+        "files": (sorted(file.path for file in manifest.files), sorted(promised)),
+        "counts": (manifest.counts, counted.counts),
+        "drops": (manifest.drops, counted.drops),
+        "splits": (manifest.splits, counted.splits),
+    }
+    for field_name, (found, wanted) in says.items():
+        if found != wanted:
+            findings.add(f"dataset.json: {field_name} is {found}, its own parts say {wanted}")
+    dropped = clips.filter(pc.not_equal(clips["drop_reason"], ""))
+    if quarantined is not None and quarantined["reason"].to_pylist() != dropped["drop_reason"].to_pylist():
+        findings.add("quarantine.parquet: does not hold the dropped clips of index/clips.parquet")
 
 
 def _prove_units(output: Folder, manifest: Manifest, clips: pa.Table, units: pa.Table, findings: Findings) -> bool:
@@ -138,20 +152,27 @@ def _prove_units(output: Folder, manifest: Manifest, clips: pa.Table, units: pa.
     for unit in plan.units:
         if (unit.key, unit.stamp) not in committed:
             findings.add(f"token store: unit {unit.key} ({unit.parts[0].path}) has no fragment")
-    row = 0
-    for unit, ledger in zip(expected, store.read_ledgers((unit.key, unit.stamp) for unit in expected), strict=True):
-        mine = clips.slice(row, ledger.num_rows)
-        row += ledger.num_rows
-        is_same = mine["source"].combine_chunks() == ledger["source"].combine_chunks()
-        frames_same = mine["num_frames"].combine_chunks() == ledger["num_frames"].combine_chunks()
-        windows = mine["num_windows"].to_numpy()
-        were_dropped_later = mine["drop_reason"].to_numpy(zero_copy_only=False) == "duplicate_id"
-        windows_same = ((windows == ledger["num_windows"].to_numpy()) | were_dropped_later).all()
-        if not (is_same and frames_same and windows_same):
+    first_clip = dict(zip(keys, np.cumsum(units["num_clips"].to_numpy()) - units["num_clips"].to_numpy(), strict=True))
+    num_clips = dict(zip(keys, units["num_clips"].to_pylist(), strict=True))
+    for unit in expected:
+        try:
+            ledger = store.read_ledger(unit.key, unit.stamp)
+        except (VerifyError, IncompleteError) as error:
+            findings.add(str(error))
+            continue
+        mine = clips.slice(first_clip.get(unit.key, 0), num_clips.get(unit.key, 0))
+        if not _is_of_ledger(mine, ledger):
             findings.add(f"index/clips.parquet: clips of unit {unit.key} ({unit.parts[0].path}) differ from its ledger")
-    if row != clips.num_rows and len(expected) == len(plan.units):
-        findings.add(f"index/clips.parquet: {clips.num_rows} clips, the ledgers hold {row}")
     return True
+
+
+def _is_of_ledger(clips: pa.Table, ledger: pa.Table) -> bool:
+    if clips.num_rows != ledger.num_rows:
+        return False
+    same = all(clips[name].combine_chunks() == ledger[name].combine_chunks() for name in ("source", "num_frames"))
+    were_dropped_later = clips["drop_reason"].to_numpy(zero_copy_only=False) == DropReason.DUPLICATE_ID.value
+    windows = clips["num_windows"].to_numpy() == ledger["num_windows"].to_numpy()
+    return same and bool((windows | were_dropped_later).all())
 
 
 def _prove_rows(
@@ -161,7 +182,7 @@ def _prove_rows(
     contract = manifest.contract
     kept = clips.filter(pc.greater(clips["num_windows"], 0))
     split_of_clip = dict(zip(kept["clip_id"].to_pylist(), kept["split"].to_pylist(), strict=True))
-    by_format: dict[str, list[_ShardContent | None]] = {}
+    by_format: dict[str, list[ShardContent | None]] = {}
     for name, shards in manifest.shards.items():
         found: dict[str, _Found] = {}
         by_format[name] = []
@@ -178,6 +199,9 @@ def _prove_rows(
                 clip = found.setdefault(clip_id, _Found(shard_index, int(row)))
                 clip.count += int(count)
                 clip.total = (clip.total + int(total)) % 2**64
+        if None in by_format[name]:
+            findings.add(f"{name}: windows cannot be counted while a shard is missing or altered; run tokenize again")
+            continue
         if manifest.export["shuffle"] == "none":
             _compare_places(name, kept, found, findings)
         _compare_windows(name, kept, found, contract, findings)
@@ -211,14 +235,14 @@ def _compare_windows(
         bases = {clip_id, clip_id.rpartition("~")[0] or clip_id} if rule.phases else {clip_id}
         promised = [window_starts(base, num_frames, window_frames, rule) for base in bases]
         if not any(
-            len(starts) == count and total == _window_sum(starts, num_frames, window_frames) for starts in promised
+            len(starts) == count and total == window_sum(starts, num_frames, window_frames) for starts in promised
         ):
             findings.add(f"{name}: clip {clip_id!r} has the right number of windows, but not the right ones")
     for clip_id in found:
         findings.add(f"{name}: clip {clip_id!r} is in the shards, but not in index/clips.parquet")
 
 
-def _compare_formats(manifest: Manifest, by_format: dict[str, list[_ShardContent | None]], findings: Findings) -> None:
+def _compare_formats(manifest: Manifest, by_format: dict[str, list[ShardContent | None]], findings: Findings) -> None:
     if len(by_format) < 2:
         return
     (first, ours), (second, theirs) = by_format.items()
@@ -232,17 +256,15 @@ def _compare_formats(manifest: Manifest, by_format: dict[str, list[_ShardContent
 
 def _contents(
     output: Folder, name: str, shards: Sequence[ShardFile], contract: Contract, findings: Findings
-) -> Iterator[_ShardContent | None]:
+) -> Iterator[ShardContent | None]:
     """Yield what each shard holds, None where it cannot be read, a few read ahead."""
 
-    def read(shard: ShardFile) -> _ShardContent | None:
+    def read(shard: ShardFile) -> ShardContent | None:
         data = _read_checked(output, shard.path, shard.bytes, shard.sha256, findings)
         if data is None:
             return None
         try:
-            content = (
-                _content_of_parquet(data, contract) if name == "parquet" else _content_of_tar(data, shard, contract)
-            )
+            content = content_of_parquet(data, contract) if name == "parquet" else content_of_tar(data, shard, contract)
         except (VerifyError, pa.ArrowInvalid, OSError, ValueError) as error:
             findings.add(f"{shard.path}: {error}")
             return None
@@ -253,67 +275,6 @@ def _contents(
     with ThreadPoolExecutor(VERIFY_THREADS) as pool:
         for first in range(0, len(shards), VERIFY_THREADS):
             yield from pool.map(read, shards[first : first + VERIFY_THREADS])
-
-
-def _content_of_parquet(data: bytes, contract: Contract) -> _ShardContent:
-    file = pq.ParquetFile(io.BytesIO(data))
-    wanted = canonical_json(contract.model_dump(mode="json")).encode()
-    if (file.metadata.metadata or {}).get(CONTRACT_KEY) != wanted:
-        raise VerifyError("the contract in the footer is not the dataset's")
-    return _content_of_rows(file.read(), contract)
-
-
-def _content_of_tar(data: bytes, shard: ShardFile, contract: Contract) -> _ShardContent:
-    schema = token_schema(contract.codec.half_bytes)
-    rows = [
-        {**row, "prev_bits": prev, "this_bits": this}
-        for row, prev, this in rows_of_tar(data, contract.codec, shard.path)
-    ]
-    return _content_of_rows(pa.Table.from_pylist(rows, schema=schema), contract)
-
-
-def _content_of_rows(table: pa.Table, contract: Contract) -> _ShardContent:
-    schema = token_schema(contract.codec.half_bytes)
-    if not table.schema.equals(schema):
-        raise VerifyError(f"columns are {table.schema.names}, wanted {schema.names} of their types")
-    codes = table["clip_id"].combine_chunks().dictionary_encode()
-    index = codes.indices.to_numpy()
-    starts = table["start_frame"].to_numpy().astype(np.int64)
-    frames = table["num_frames"].to_numpy().astype(np.int64)
-    hashes = _window_hashes(
-        starts, frames, table["prev_valid_frames"].to_numpy(), table["this_valid_frames"].to_numpy()
-    )
-    sums = np.zeros(len(codes.dictionary), np.uint64)
-    np.add.at(sums, index, hashes)
-    digest = hashlib.sha256()
-    for name in schema.names:
-        digest.update(_column_bytes(table[name]))
-    counts = np.bincount(index, minlength=len(codes.dictionary))
-    first_rows = np.unique(index, return_index=True)[1]
-    return _ShardContent(codes.dictionary.to_pylist(), first_rows, counts, sums, digest.hexdigest())
-
-
-def _column_bytes(column: pa.ChunkedArray) -> bytes:
-    kind = column.type
-    if pa.types.is_integer(kind):
-        numbers: bytes = column.to_numpy().tobytes()
-        return numbers
-    values = column.to_pylist()
-    return b"".join(values) if pa.types.is_fixed_size_binary(kind) else "\0".join(values).encode()
-
-
-def _window_sum(starts: np.ndarray, num_frames: int, window_frames: int) -> int:
-    prev_valid, this_valid = valid_frames(starts, num_frames, window_frames)
-    frames = np.full(len(starts), num_frames, np.int64)
-    return int(np.add.reduce(_window_hashes(starts, frames, prev_valid, this_valid), dtype=np.uint64))
-
-
-def _window_hashes(starts: np.ndarray, *columns: np.ndarray) -> np.ndarray:
-    """Return one 64-bit number a window that depends on its start, its clip's length and its valid frames."""
-    hashes = mixed_hash(hash64("window"), starts)
-    for column in columns:
-        hashes = mixed_hash(0, (hashes ^ column.astype(np.int64).view(np.uint64)).view(np.int64))
-    return hashes
 
 
 def _read_checked(output: Folder, path: str, num_bytes: int, sha256: str, findings: Findings) -> bytes | None:

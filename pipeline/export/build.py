@@ -95,10 +95,14 @@ class ShardBuilder:
         data = shard_to_parquet(tokens, self.contract) if is_parquet else shard_to_tar(tokens, self.contract.codec)
         digest = hashlib.sha256(data).hexdigest()
         path = f"{name}/{split}/{split}-{digest[:12]}.{SUFFIX[name]}"
-        standing = self.output.stat(path)
-        if standing is None or standing.num_bytes != len(data):
+        if not self._stands(path, data):
             self.output.publish(path, data)
         return ShardFile(path=path, split=split, windows=tokens.num_rows, bytes=len(data), sha256=digest)
+
+    def _stands(self, path: str, data: bytes) -> bool:
+        """Return whether a file holds just these bytes; its name alone would not show damage."""
+        standing = self.output.stat(path)
+        return standing is not None and standing.num_bytes == len(data) and self.output.read(path) == data
 
 
 def _select(table: pa.Table, intervals: np.ndarray) -> pa.Table:

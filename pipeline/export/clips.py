@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.errors import DataError
 from pipeline.quarantine import DropReason
 from pipeline.schema import LEDGER_SCHEMA
 
@@ -77,6 +78,7 @@ def resolve_duplicates(clips: ClipTable, duplicate_ids: str) -> ClipTable:
     columns = {name: clips.table[name].to_pylist() for name in ("clip_id", "num_windows", "drop_reason", "drop_detail")}
     digests, sources = clips.table["motion_digest"], clips.table["source"]
     is_renamed = clips.is_renamed.copy()
+    taken = set(columns["clip_id"]) if duplicate_ids == "suffix" else set()
 
     def drop(index: int, detail: str) -> None:
         columns["num_windows"][index] = 0
@@ -95,7 +97,7 @@ def resolve_duplicates(clips: ClipTable, duplicate_ids: str) -> ClipTable:
             continue
         for digest, index in first_of.items():
             if duplicate_ids == "suffix":
-                columns["clip_id"][index] = f"{clip_id}~{digest[:8]}"
+                columns["clip_id"][index] = _free_name(clip_id, digest, taken)
                 is_renamed[index] = True
             else:
                 others = sorted({sources[other].as_py() for other in first_of.values() if other != index})
@@ -105,3 +107,13 @@ def resolve_duplicates(clips: ClipTable, duplicate_ids: str) -> ClipTable:
         field = LEDGER_SCHEMA.field(name)
         table = table.set_column(LEDGER_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
     return ClipTable(table, clips.unit, clips.first_row, is_renamed)
+
+
+def _free_name(clip_id: str, digest: str, taken: set[str]) -> str:
+    """Return the id with as much of the motion's digest as no other id has."""
+    for length in range(8, len(digest) + 1, 8):
+        name = f"{clip_id}~{digest[:length]}"
+        if name not in taken:
+            taken.add(name)
+            return name
+    raise DataError(f"clip id {clip_id!r} cannot be told apart by a suffix: rename one of its clips")

@@ -19,17 +19,10 @@ from pipeline.errors import NoClipLeftError
 from pipeline.export.build import Fragment, ShardBuilder, ShardResult, ShardTask
 from pipeline.export.card import dataset_card
 from pipeline.export.clips import ClipTable, join_ledgers, resolve_duplicates
-from pipeline.export.index import clip_index, quarantine, table_to_parquet, unit_index, window_index
+from pipeline.export.index import clip_index, count_clips, quarantine, table_to_parquet, unit_index, window_index
 from pipeline.export.layout import ShardLayout, lay_out_shards
 from pipeline.export.splits import assign_splits
-from pipeline.manifest import (
-    Manifest,
-    OtherFile,
-    ShardFile,
-    SplitCounts,
-    describe_export,
-    shards_txt,
-)
+from pipeline.manifest import Manifest, OtherFile, ShardFile, shards_txt
 from pipeline.observer import JobObserver
 from pipeline.plan import units_digest
 from pipeline.quarantine import NEXT_STEP, DropReason
@@ -37,6 +30,10 @@ from pipeline.storage import Folder
 from pipeline.token_store import CONSTANTS_PATH, TokenStore
 
 BuildShards = Callable[[Sequence[ShardTask], ShardBuilder], Iterator[ShardResult]]
+
+WINDOW_INDEX_PATH = "index/windows.parquet"
+ALWAYS_WRITTEN = ("README.md", "constants.npz", "index/clips.parquet", "index/units.parquet", "quarantine.parquet")
+"""Files beside the shards; shuffled exports add the window index, WebDataset a shards.txt a split."""
 
 GLOBAL_SHARDS_A_TASK = 8
 """Shards built together where each draws from every fragment, so that fragments are read fewer times."""
@@ -95,17 +92,26 @@ def export_dataset(
         "quarantine.parquet": quarantine(clips),
     }
     if export.shuffle != "none":
-        tables["index/windows.parquet"] = window_index([result.windows for result in ordered])
+        tables[WINDOW_INDEX_PATH] = window_index([result.windows for result in ordered])
     contents = {path: table_to_parquet(table) for path, table in tables.items()}
     contents["constants.npz"] = source.stores[0].folder.read(CONSTANTS_PATH)
     for split in sorted({shard.split for shard in shards.get("webdataset", ())}):
         contents[f"webdataset/{split}/shards.txt"] = shards_txt(shards["webdataset"], split)
-    manifest = _manifest(source.contract, export, clips, splits, shards, unit_keys)
+    manifest = _manifest(source.contract, export, tables["index/clips.parquet"], shards, unit_keys)
     contents["README.md"] = dataset_card(manifest).encode()
     for path, data in sorted(contents.items()):
         output.publish(path, data)
     files = tuple(_other_file(path, data) for path, data in sorted(contents.items()))
     return manifest.model_copy(update={"files": files})
+
+
+def remove_outdated(output: Folder, manifest: Manifest) -> None:
+    """Delete files of fixed names that an earlier export left and this one does not name."""
+    named = {file.path for file in manifest.files}
+    lists = [f"webdataset/{split}/shards.txt" for split in output.list_names("webdataset")]
+    for path in (WINDOW_INDEX_PATH, *lists):
+        if path not in named:
+            output.delete(path)
 
 
 def _ledgers(source: ExportSource, fragments: Sequence[Fragment]) -> Iterable[pa.Table]:
@@ -147,41 +153,23 @@ def _renames(clips: ClipTable) -> dict[int, tuple[tuple[int, int, str], ...]]:
 def _manifest(
     contract: Contract,
     export: ExportSpec,
-    clips: ClipTable,
-    splits: Sequence[str],
+    index: pa.Table,
     shards: dict[str, tuple[ShardFile, ...]],
     unit_keys: Sequence[str],
 ) -> Manifest:
-    windows = clips.num_windows
-    frames = clips.table["num_frames"].to_numpy()
-    split_of_clip = np.array(splits, dtype=np.str_)
-    counts: dict[str, SplitCounts] = {}
-    for split in sorted(set(splits)):
-        inside = (split_of_clip == split) & (windows > 0)
-        num_frames = int(frames[inside].sum())
-        hours = round(num_frames / contract.codec.fps / 3600, 6)
-        counts[split] = SplitCounts(
-            clips=int(inside.sum()), windows=int(windows[inside].sum()), frames=num_frames, hours=hours
-        )
-    drops = Counter(reason for reason in clips.table["drop_reason"].to_pylist() if reason)
+    counted = count_clips(index, contract.codec.fps, len(unit_keys))
     return Manifest(
         status="unrated",
         spec_id=contract.spec.spec_id,
         export_id=export.export_id,
         plan=units_digest(unit_keys),
         contract=contract,
-        export=describe_export(export),
-        splits=counts,
+        export=export.described(),
+        splits=counted.splits,
         shards=shards,
         files=(),
-        counts={
-            "units": len(unit_keys),
-            "clips": int((windows > 0).sum()),
-            "dropped_clips": drops.total(),
-            "windows": int(windows.sum()),
-            "frames": int(frames[windows > 0].sum()),
-        },
-        drops=dict(sorted(drops.items())),
+        counts=counted.counts,
+        drops=counted.drops,
     )
 
 

@@ -6,7 +6,9 @@ Knows no Ray, torch or storage. Everything is derived from ledgers and the layou
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.export.clips import ClipTable
 from pipeline.export.layout import ShardLayout
+from pipeline.manifest import SplitCounts
 from pipeline.schema import (
     CLIP_INDEX_SCHEMA,
     QUARANTINE_SCHEMA,
@@ -50,6 +53,46 @@ def clip_index(clips: ClipTable, splits: Sequence[str], shards: Sequence[ShardLa
     columns = {name: clips.table[name] for name in ("clip_id", "source", "num_frames", "num_windows", "drop_reason")}
     columns |= {"split": pa.array(splits, pa.string()), "first_shard": first_shard, "first_row": first_row}
     return pa.table({name: columns[name] for name in CLIP_INDEX_SCHEMA.names}, schema=CLIP_INDEX_SCHEMA)
+
+
+@dataclass(frozen=True)
+class ClipCounts:
+    """What a dataset holds, as dataset.json states it."""
+
+    splits: dict[str, SplitCounts]
+    counts: dict[str, int]
+    drops: dict[str, int]
+
+
+def count_clips(index: pa.Table, fps: float, num_units: int) -> ClipCounts:
+    """Return the counts of a dataset.
+
+    Args:
+        index: index/clips.parquet.
+        fps: frames a second of all frame counts.
+    """
+    windows = index["num_windows"].to_numpy().astype(np.int64)
+    frames = index["num_frames"].to_numpy().astype(np.int64)
+    split_of_clip = np.array(index["split"].to_pylist(), dtype=np.str_)
+    splits: dict[str, SplitCounts] = {}
+    for split in sorted(set(split_of_clip[windows > 0].tolist())):
+        inside = (split_of_clip == split) & (windows > 0)
+        num_frames = int(frames[inside].sum())
+        splits[split] = SplitCounts(
+            clips=int(inside.sum()),
+            windows=int(windows[inside].sum()),
+            frames=num_frames,
+            hours=round(num_frames / fps / 3600, 6),
+        )
+    drops = Counter(reason for reason in index["drop_reason"].to_pylist() if reason)
+    counts = {
+        "units": num_units,
+        "clips": int((windows > 0).sum()),
+        "dropped_clips": drops.total(),
+        "windows": int(windows.sum()),
+        "frames": int(frames[windows > 0].sum()),
+    }
+    return ClipCounts(splits, counts, dict(sorted(drops.items())))
 
 
 def unit_index(clips: ClipTable, unit_keys: Sequence[str]) -> pa.Table:

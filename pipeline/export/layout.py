@@ -92,24 +92,31 @@ def _runs(values: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
 def _cut(pieces: Sequence[Piece], unit_keys: Sequence[str], target: int) -> Iterator[list[Piece]]:
     """Yield groups of pieces: a group ends after a unit whose hash meets the threshold, or at twice the target.
 
-    The threshold grows with the unit's own windows, so that shards reach the target on average.
+    The threshold grows with the unit's own windows, so that shards reach the target on average. A group that
+    grows too large ends after its unit of the lowest hash, which stays the same when its neighbours change.
     """
     group: list[Piece] = []
     count = 0
     for piece in pieces:
-        if group and count + piece.num_windows > 2 * target:
-            yield group
-            group, count = [], 0
+        while group and count + piece.num_windows > 2 * target:
+            end = 1 + min(range(len(group)), key=lambda index: _cut_rank(group[index], unit_keys))
+            yield group[:end]
+            group = group[end:]
+            count = sum(waiting.num_windows for waiting in group)
         if piece.num_windows > 2 * target:
             yield from ([part] for part in _cut_inside(piece, target))
             continue
         group.append(piece)
         count += piece.num_windows
-        if hash64(f"shard\0{unit_keys[piece.unit]}") * target < piece.num_windows * 2**64:
+        if _cut_rank(piece, unit_keys) * target < piece.num_windows * 2**64:
             yield group
             group, count = [], 0
     if group:
         yield group
+
+
+def _cut_rank(piece: Piece, unit_keys: Sequence[str]) -> int:
+    return hash64(f"shard\0{unit_keys[piece.unit]}")
 
 
 def _cut_inside(piece: Piece, target: int) -> Iterator[Piece]:

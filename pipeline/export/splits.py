@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.config import ExportSpec, digest_of, hash64
 from pipeline.errors import ConfigError
 from pipeline.export.clips import ClipTable
-from pipeline.job_config import SplitConfig
+from pipeline.job_config import SplitConfig, check_split_name
 from pipeline.storage import read_text
 
 UNLISTED = "unlisted"
@@ -66,6 +66,9 @@ def splits_from_json(text: str, name: str) -> dict[str, str]:
         raise ConfigError(f'{name}: wanted {{"train": [clip ids], "val": [clip ids], ..}}')
     listed: dict[str, str] = {}
     for split, ids in tree.items():
+        check_split_name(split)
+        if split == UNLISTED:
+            raise ConfigError(f"{name}: {UNLISTED!r} is the split of clips that the file does not list")
         for clip_id in ids:
             if str(clip_id) in listed:
                 raise ConfigError(f"{name}: clip {clip_id!r} stands in {listed[str(clip_id)]} and in {split}")

@@ -69,10 +69,10 @@ def rows_of_tar(data: bytes, codec: CodecSpec, name: str) -> Iterator[tuple[dict
             if found != wanted:
                 raise VerifyError(f"{name}: wanted members {wanted} together, found {found}")
             prev_npy, this_npy, text = (_read(tar, member) for member in group if member)
-            halves = [npy.removeprefix(header) for npy in (prev_npy, this_npy)]
-            if any(len(half) != codec.half_bytes for half in halves):
+            wanted_bytes = len(header) + codec.half_bytes
+            if any(len(npy) != wanted_bytes or not npy.startswith(header) for npy in (prev_npy, this_npy)):
                 raise VerifyError(f"{name}: {key} holds arrays of another shape or type than the codec's")
-            yield json.loads(text), halves[0], halves[1]
+            yield json.loads(text), prev_npy[len(header) :], this_npy[len(header) :]
 
 
 def _add(sink: io.BytesIO, name: str, data: bytes) -> None:

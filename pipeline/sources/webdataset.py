@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from pipeline.config import CorpusSpec
@@ -58,14 +58,27 @@ def read_webdataset(folder: Folder, part: Part, corpus: CorpusSpec) -> Iterator[
     with folder.open(part.path) as file:
         try:
             for key, members in itertools.groupby(_members(file, part), _key):
-                sample = {member.name.removeprefix(key)[1:]: member for member in members}
+                found = list(members)
+                sample = {member.name.removeprefix(key)[1:]: member for member in found}
                 # Members that stand apart from their sample, without motion, are no clip of their own.
                 if key in seen and not any(name.endswith("npy") for name in sample):
                     continue
                 seen.add(key)
-                yield _clip(file, part, key, sample, corpus)
+                yield _fault(part, key, found, sample) or _clip(file, part, key, sample, corpus)
         except ClipError as error:
             yield part.problem(part.stem, "", error.reason, error.detail)
+
+
+def _fault(part: Part, key: str, members: Sequence[Member], sample: dict[str, Member]) -> ClipProblem | None:
+    """Return what is wrong with the members of a sample as such: links, or two of one name."""
+    link = next((member for member in members if not member.isreg()), None)
+    if link is not None:
+        detail = f"member {link.name} is a link or device: pack the files themselves"
+    elif len(sample) < len(members):
+        detail = f"{len(members)} members of {len(sample)} names: give each sample a key of its own"
+    else:
+        return None
+    return part.problem(f"{part.stem}#{key}", f"sample {key}", DropReason.UNREADABLE, detail)
 
 
 def _clip(file: BinaryIO, part: Part, key: str, sample: dict[str, Member], corpus: CorpusSpec) -> RawClip | ClipProblem:
@@ -105,7 +118,7 @@ def _members(file: BinaryIO, part: Part) -> Iterator[Member]:
                 return _check_end(file, at)
             at = tar.offset
             tar.members.clear()
-            if member.isreg() and _key(member):
+            if _key(member) and not member.isdir():
                 yield member
             if member.size < 0 or member.offset_data + member.size > file_bytes:
                 detail = f"member {member.name} of {member.size} bytes goes beyond the end at {file_bytes}"

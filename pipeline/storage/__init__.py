@@ -8,6 +8,6 @@ from __future__ import annotations
 from pipeline.storage.files import StoredFile
 from pipeline.storage.folder import Folder, read_bytes, read_text
 from pipeline.storage.inputs import InputRoot, open_inputs
-from pipeline.storage.retries import with_retries
+from pipeline.storage.retries import without_secrets
 
-__all__ = ["Folder", "InputRoot", "StoredFile", "open_inputs", "read_bytes", "read_text", "with_retries"]
+__all__ = ["Folder", "InputRoot", "StoredFile", "open_inputs", "read_bytes", "read_text", "without_secrets"]

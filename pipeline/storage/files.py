@@ -8,9 +8,13 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import RequestError
+from pipeline.storage.retries import without_secrets
 
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "modified", "updated", "created")
 
@@ -80,7 +84,8 @@ class LocalFiles:
             if entry.is_dir():
                 yield from self._below(Path(entry.path), above | {real})
             elif entry.is_file():
-                yield self._stored(Path(entry.path), entry.stat())
+                with suppress(FileNotFoundError):  # gone since the folder was read
+                    yield self._stored(Path(entry.path), entry.stat())
 
     def _stored(self, target: Path, status: os.stat_result) -> StoredFile:
         return StoredFile(target.relative_to(self.root).as_posix(), status.st_size, str(status.st_mtime_ns))
@@ -148,7 +153,10 @@ class RemoteFiles:
         if self._opened is None or self._opened[0] != os.getpid():
             from fsspec.core import url_to_fs
 
-            filesystem, root = url_to_fs(self.url, **self.options)
+            try:
+                filesystem, root = url_to_fs(self.url, **self.options)
+            except (ValueError, ImportError) as error:
+                raise RequestError(f"{without_secrets(self.url)}: {error}") from error
             self._opened = (os.getpid(), filesystem, root.rstrip("/"))
         _, filesystem, root = self._opened
         return filesystem, f"{root}/{path}" if path else root

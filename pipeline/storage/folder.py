@@ -51,12 +51,16 @@ class Folder:
         """Return the full path or URL of a file."""
         return f"{self.url.rstrip('/')}/{path}" if path else self.url
 
-    def is_same_place(self, other: Folder) -> bool:
-        """Return whether both name one place, however it is spelled."""
+    def path_below(self, other: Folder) -> str | None:
+        """Return the path of this folder relative to another that holds it, "" for the same; else None."""
         ours, theirs = self.local_path(""), other.local_path("")
-        if ours is None or theirs is None:
-            return self.url == other.url
-        return Path(ours).resolve() == Path(theirs).resolve()
+        if ours is not None and theirs is not None:
+            inner, outer = Path(ours).resolve(), Path(theirs).resolve()
+            return "/".join(inner.relative_to(outer).parts) if inner.is_relative_to(outer) else None
+        if ours is not None or theirs is not None:
+            return None
+        inside = f"{self.url}/".startswith(f"{other.url.rstrip('/')}/")
+        return self.url[len(other.url.rstrip("/")) + 1 :] if inside else None
 
     def local_path(self, path: str) -> str | None:
         """Return the file's path on this machine, None where it is remote."""

@@ -22,7 +22,7 @@ _NUM_SHOWN = 5
 
 @dataclass(frozen=True)
 class InputRoot:
-    """One named input: its folder, the files to read, and how many others were passed over."""
+    """One named input: its folder, the files to read, and how many others were passed over, hidden ones too."""
 
     name: str
     folder: Folder
@@ -78,7 +78,7 @@ def _open_input(name: str, path: str, known: tuple[str, ...], options: Mapping[s
     kept = tuple(file for file in visible if not known or file.path.lower().endswith(known))
     if not kept:
         raise InputNotFoundError(f"input {without_secrets(path)} {_lack(visible, known)}")
-    return InputRoot(name, folder, kept, len(visible) - len(kept))
+    return InputRoot(name, folder, kept, len(listed) - len(kept))
 
 
 def _expand_glob(pattern: str, options: Mapping[str, Any] | None) -> tuple[Folder, list[StoredFile]]:

@@ -147,7 +147,7 @@ def test_export_refuses_what_is_no_source(command, dataset, tiny_codec, tiny_cor
     outcome = command("export", dataset, other, tmp_path / "q", "--local")
     assert (outcome.code, "window.stride" in outcome.text) == (2, True)
     outcome = command("export", dataset, other, "--local")
-    assert (outcome.code, "window.stride" in outcome.text) == (2, True)
+    assert (outcome.code, "token store of its own" in outcome.text) == (2, True)
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "x").write_text("x")
     assert command("export", dataset, tmp_path / "r", "--local").code == 2
@@ -211,6 +211,7 @@ def reforge(output, pattern, change):
     old = hashlib.sha256((output / "dataset.json").read_bytes()).hexdigest()[:16]
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (output / "dataset.json").write_text(text)
+    (output / "versions" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json").write_text(text)
     published = next(output.glob("_store/*/published"))
     new = hashlib.sha256(text.encode()).hexdigest()[:16]
     (published / f"{new}.txt").write_text((published / f"{old}.txt").read_text())

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import InputFormatError, InputNotFoundError, StorageError
-from pipeline.storage import Folder, open_inputs, read_bytes, read_text, retries, with_retries
+from pipeline.storage import Folder, open_inputs, read_bytes, read_text, retries
+from pipeline.storage.retries import with_retries
 
 SUFFIXES = (".parquet", ".tar", ".npz", ".npy")
 
@@ -262,7 +263,7 @@ def test_open_inputs_folder_keeps_known_and_counts_others(tmp_path: Path) -> Non
     (root,) = open_inputs([str(tmp_path)], SUFFIXES)
     assert root.name == ""
     assert [file.path for file in root.files] == ["a.PARQUET", "b/2.npz"]
-    assert root.skipped == 1
+    assert root.skipped == 4  # hidden ones are counted too
     (root,) = open_inputs([str(tmp_path)], ())
     assert [file.path for file in root.files] == ["a.PARQUET", "b/2.npz", "notes.txt"]
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.quarantine import ClipProblem, DropReason
-from pipeline.sources import Part, PreparedClip, RawClip, cut_file, prepare_clip, read_part
 from pipeline.sources.arrays import array_from_npy
-from pipeline.sources.clip import ClipError
+from pipeline.sources.clip import ClipError, Part, PreparedClip, RawClip, prepare_clip
+from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder, open_inputs
 
 Make = Callable[..., Any]

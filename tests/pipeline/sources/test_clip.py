@@ -12,8 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.quarantine import ClipProblem, DropReason
-from pipeline.sources import Part, PreparedClip, RawClip, prepare_clip
-from pipeline.sources.clip import motion_digest, printable, raw_clip, resample
+from pipeline.sources.clip import (
+    Part,
+    PreparedClip,
+    RawClip,
+    motion_digest,
+    prepare_clip,
+    printable,
+    raw_clip,
+    resample,
+)
 
 Make = Callable[..., Any]
 

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.quarantine import ClipProblem, DropReason
-from pipeline.sources import Part, PreparedClip, RawClip, cut_file, prepare_clip, read_part
-from pipeline.sources.clip import ClipError
+from pipeline.sources.clip import ClipError, Part, PreparedClip, RawClip, prepare_clip
 from pipeline.sources.parquet import motions_of
+from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder
 
 Make = Callable[..., Any]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import InputFormatError, StorageError
-from pipeline.sources import SUFFIXES, Part, cut_file, format_of, read_part
+from pipeline.sources.clip import Part
+from pipeline.sources.registry import SUFFIXES, cut_file, format_of, read_part
 from pipeline.storage import Folder, StoredFile
 
 Make = Callable[..., Any]

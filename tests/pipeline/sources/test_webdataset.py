@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.quarantine import ClipProblem, DropReason
-from pipeline.sources import Part, RawClip, cut_file, read_part
+from pipeline.sources.clip import Part, RawClip
+from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder
 
 Make = Callable[..., Any]
@@ -132,14 +133,26 @@ def test_read_webdataset_member_name_that_is_no_utf8(read: Make) -> None:
     assert (clip.clip_id, clip.where) == ("x/cafe", "member caf\\udce9.npy")
 
 
-def test_read_webdataset_links_and_folders_are_no_members(read: Make) -> None:
+def test_read_webdataset_links_are_problems_and_folders_nothing(read: Make) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name, kind in (("d.npy", tarfile.DIRTYPE), ("l.npy", tarfile.SYMTYPE), ("h.npy", tarfile.LNKTYPE)):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             tar.addfile(info)
-    assert read(stream.getvalue()) == []
+    problems = read(stream.getvalue())
+    assert [problem.clip_id.rpartition("#")[2] for problem in problems] == ["l", "h"]
+    assert all(problem.reason == DropReason.UNREADABLE and "link" in problem.detail for problem in problems)
+
+
+def test_read_webdataset_two_members_of_one_name_are_a_problem(read: Make) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name in ("a.npy", "a.npy", "b.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    first, second = read(stream.getvalue())
+    assert (first.reason, "2 members of 1 names" in first.detail) == (DropReason.UNREADABLE, True)
+    assert second.reason == DropReason.MISSING_FIELD
 
 
 def test_read_webdataset_bad_samples_between_good_ones(read: Make) -> None:

@@ -1,0 +1,108 @@
+"""Who runs the stages, and what is told and noted meanwhile: the meeting point of a job and its executor.
+
+Knows no Ray: graph.py and plain_loop.py are the two ways to run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.blocks import UnitAccount
+from pipeline.config import Numerics
+from pipeline.export.dataset import BuildShards
+from pipeline.observer import JobObserver
+from pipeline.plan import Unit
+from pipeline.read_units import UnitReader
+from pipeline.tokenizer_actor import TokenizerSettings
+from pipeline.write_fragments import FragmentWriter
+
+
+@dataclass(frozen=True)
+class TokenizeStages:
+    """The three stages of a job and what they run on; built by the driver."""
+
+    reader: UnitReader
+    codec: bytes
+    tokenizer: TokenizerSettings
+    writer: FragmentWriter
+    num_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+
+
+@dataclass
+class JobRecord:
+    """What happened, for run.json; grows while the job runs."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    stage_seconds: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    drops: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, Any] = field(default_factory=dict)
+    already_complete: bool = False
+    _since: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str, ended_s_ago: float = 0.0) -> None:
+        """Book the time since the last lap under a name."""
+        now = time.perf_counter() - ended_s_ago
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
+
+    def book(self, account: UnitAccount) -> None:
+        """Add the account of a run of units."""
+        self.counts.update(
+            units=account.num_units, clips=account.num_clips, windows=account.num_windows, frames=account.num_frames
+        )
+        self.drops.update(account.drops)
+        self.stage_seconds.update(account.seconds)
+
+
+class TokenizeProgress:
+    """Hears from the tokenizers while they work; built by the driver for one job."""
+
+    def __init__(self, observer: JobObserver, record: JobRecord) -> None:
+        """Args: observer: who watches; record: where the time is booked."""
+        self._observer, self._record = observer, record
+        self._is_ready = False
+        observer.on_stage("workers")
+
+    def ready(self, age_s: float) -> None:
+        """The first tokenizer stood ready so many seconds ago."""
+        if not self._is_ready:
+            self._is_ready = True
+            self._record.lap("workers", age_s)
+            self._observer.on_stage("tokenize")
+
+    def begun(self, num_windows: int, num_bytes: int) -> None:
+        """So many windows, read from so many bytes of input, are taken up."""
+        self._observer.on_begun(num_windows, num_bytes)
+
+    def encoded(self, num_windows: int) -> None:
+        """So many more windows are encoded."""
+        self._observer.on_windows(num_windows)
+
+    def committed(self, account: UnitAccount) -> None:
+        """A run of units has its fragments."""
+        self._record.book(account)
+        self._observer.on_account(account)
+
+
+RunStages = Callable[[Sequence[Sequence[Unit]], TokenizeStages, TokenizeProgress], Iterator[UnitAccount]]
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Who runs the stages: this process, or Ray with so many CPUs and GPUs."""
+
+    name: str
+    start: Callable[[], None]
+    """Called once there is work; a second call does nothing."""
+    tokenize: RunStages
+    build: BuildShards
+    numerics: Callable[[], Numerics]
+    num_cpus: float
+    num_gpus: float

@@ -1,0 +1,143 @@
+"""A person's request -> everything a job needs, read and checked before any work.
+
+Knows no Ray. Whatever a bad request could get wrong ends here, with nothing written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.codec import Codec, open_codec
+from pipeline.config import Contract, ExportSpec, corpus_spec, export_spec
+from pipeline.errors import ConfigError, InputNotFoundError, OutputMismatchError
+from pipeline.execution import Executor
+from pipeline.export.splits import listed_splits
+from pipeline.job_config import JobConfig
+from pipeline.manifest import read_manifest
+from pipeline.read_units import ClipFilter
+from pipeline.sources.registry import SUFFIXES
+from pipeline.storage import Folder, InputRoot, open_inputs, read_text
+from pipeline.token_store import TokenStore
+
+DEFAULT_BATCH_CPU, DEFAULT_BATCH_GPU = 32, 1024
+
+OWN_NAMES = {"_store", "runs", "report"}
+"""What may stand in an output before its first dataset.json."""
+
+
+@dataclass(frozen=True)
+class TokenizeRequest:
+    """What a person asked for."""
+
+    inputs: tuple[str, ...]
+    output: str
+    checkpoint: str
+    preset: str | None
+    model_config: str | None
+    config: JobConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that can start."""
+
+    config: JobConfig
+    output: Folder
+    roots: Sequence[InputRoot]
+    codec: Codec
+    contract: Contract
+    export: ExportSpec
+    clips: ClipFilter
+    listed: Mapping[str, str]
+
+    @property
+    def store(self) -> TokenStore:
+        """The token store that the job fills."""
+        return TokenStore.of(self.output, self.contract.spec.spec_id)
+
+
+def prepare(request: TokenizeRequest, executor: Executor) -> Job:
+    """Read and check inputs, checkpoint, configuration and output.
+
+    Raises:
+        RequestError: something of the request cannot be; the message names it and the next step.
+    """
+    config, options = request.config, request.config.run.storage_options
+    if executor.num_gpus and (config.run.workers or 0) > executor.num_gpus:
+        raise ConfigError(f"--workers {config.run.workers}: there are {executor.num_gpus:g} GPUs, one for each worker")
+    output = Folder(request.output, options)
+    suffixes = tuple(SUFFIXES) if config.input.format == "auto" else ()
+    roots = [_without_output(root, output) for root in open_inputs(request.inputs, suffixes, options)]
+    codec = open_codec(request.checkpoint, preset=request.preset, model_config=request.model_config, options=options)
+    clips = _clip_filter(config, options)
+    corpus = corpus_spec(
+        config,
+        codec.spec,
+        batch_size=config.batch_size or (DEFAULT_BATCH_GPU if executor.num_gpus else DEFAULT_BATCH_CPU),
+        clips_digest=clips.digest,
+    )
+    if corpus.columns is not None and len(corpus.columns) != codec.spec.motion_dim:
+        raise ConfigError(
+            f"input.columns selects {len(corpus.columns)} columns, the checkpoint wants {codec.spec.motion_dim}"
+        )
+    listed, split_digest = listed_splits(config.export.splits, options)
+    contract = Contract(codec=codec.spec, corpus=corpus, numerics=executor.numerics())
+    contract = _standing_contract(output, contract, config)
+    return Job(config, output, roots, codec, contract, export_spec(config, split_digest), clips, listed)
+
+
+def _without_output(root: InputRoot, output: Folder) -> InputRoot:
+    """Leave out what stands in the output, where that lies inside an input: our shards are no motion."""
+    inside = output.path_below(root.folder)
+    if inside is None:
+        return root
+    files = tuple(file for file in root.files if not f"{file.path}/".startswith(f"{inside}/" if inside else ""))
+    if not files:
+        raise InputNotFoundError(f"{output} is both input and output: name another output folder")
+    return replace(root, files=files)
+
+
+def _standing_contract(output: Folder, contract: Contract, config: JobConfig) -> Contract:
+    """Return the contract to work under: the standing one, where the output continues under it.
+
+    Raises:
+        OutputMismatchError: the output holds another dataset, or no dataset at all but other files.
+    """
+    manifest = read_manifest(output)
+    stores = [TokenStore.of(output, name).read_contract() for name in output.list_names("_store")]
+    standing = [other for other in stores if other is not None]
+    if not standing:
+        if manifest is not None:
+            raise OutputMismatchError(f"{output} holds an exported dataset without a token store: name another folder")
+        others = sorted(name for name in output.list_names("") if not name.startswith(".") and name not in OWN_NAMES)
+        if others:
+            shown = ", ".join(others[:5])
+            raise OutputMismatchError(
+                f"{output} is not empty and holds no token dataset ({shown}): name another folder"
+            )
+        return contract
+    for other in standing:
+        if other.spec == contract.spec:
+            if other.numerics != contract.numerics and config.run.numerics != "mixed":
+                raise _mismatch(output, contract, other, "allow it with --set run.numerics=mixed")
+            return other
+    raise _mismatch(output, contract, standing[0], "name another folder")
+
+
+def _mismatch(output: Folder, ours: Contract, theirs: Contract, next_step: str) -> OutputMismatchError:
+    fields = "; ".join(ours.differences(theirs)[:5])
+    return OutputMismatchError(f"{output} holds a dataset of another contract: {fields}. Next: {next_step}")
+
+
+def _clip_filter(config: JobConfig, options: Mapping[str, Any]) -> ClipFilter:
+    include, exclude = config.input.clips.include, config.input.clips.exclude
+    return ClipFilter(
+        include=_ids_of(include, options) if include is not None else None,
+        exclude=_ids_of(exclude, options) if exclude is not None else frozenset(),
+    )
+
+
+def _ids_of(path: str, options: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(line.strip() for line in read_text(path, options).splitlines() if line.strip())

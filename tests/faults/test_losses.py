@@ -1,0 +1,108 @@
+"""Workers that refuse or die: the error reaches the person with the exit code that says what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
+from pipeline.codec import open_codec
+from pipeline.config import Contract, Numerics, TokenSpec
+from pipeline.errors import OutputMismatchError
+from pipeline.execution import JobRecord, TokenizeProgress, TokenizeStages
+from pipeline.observer import JobObserver
+from pipeline.plan import make_plan
+from pipeline.read_units import UnitReader
+from pipeline.storage import Folder, open_inputs
+from pipeline.token_store import TokenStore
+from pipeline.tokenizer_actor import TokenizerSettings
+from pipeline.write_fragments import FragmentWriter
+
+NUM_CLIPS = 24
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Motion for a job of some ten seconds, one unit a clip."""
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "motion").mkdir()
+    for n in range(NUM_CLIPS):
+        motion = np.random.default_rng(n).normal(size=(1000, 106)).astype(np.float32)
+        np.savez(folder / "motion" / f"clip{n:02}.npz", motion=motion, fps=25)
+    config = BitwiseVAEConfig(hidden_dim=256, depth=3)
+    write_checkpoint(random_checkpoint(config, np.zeros(106), np.ones(106), 0), folder / "codec.safetensors")
+    return folder
+
+
+def test_a_worker_of_other_numerics_refuses_by_name(corpus, tmp_path, make_corpus, ray_local):
+    from pipeline.graph import tokenize_with_ray
+
+    codec = open_codec(str(corpus / "codec.safetensors"))
+    spec = TokenSpec(codec=codec.spec, corpus=make_corpus(unit_files=1))
+    numerics = Numerics(device="abacus", torch="0", pyarrow="0")
+    contract = Contract(codec=spec.codec, corpus=spec.corpus, numerics=numerics)
+    roots = open_inputs([str(corpus / "motion")], [".npz"])
+    store = TokenStore.of(Folder(str(tmp_path)), spec.spec_id)
+    stages = TokenizeStages(
+        reader=UnitReader({"": roots[0].folder}, spec),
+        codec=codec.data,
+        tokenizer=TokenizerSettings(contract, store, num_threads=1, mixed_numerics=False),
+        writer=FragmentWriter(store, contract),
+        num_actors=1,
+        cpus_per_actor=0.5,
+        gpus_per_actor=0.0,
+    )
+    runs = [[unit] for unit in make_plan(roots, spec.corpus).units]
+    with pytest.raises(OutputMismatchError, match="abacus"):
+        list(tokenize_with_ray(runs, stages, TokenizeProgress(JobObserver(), JobRecord())))
+
+
+def run_until_committed(corpus, output):
+    """Start a job with Ray and return its process once the first fragments stand."""
+    command = [sys.executable, "-m", "jobs.cli", "tokenize", str(corpus / "motion"), str(output)]
+    command += ["-c", str(corpus / "codec.safetensors"), "--set", "units.files=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while not list(output.glob("_store/*/fragments/*/*.parquet")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def children_named(process, name):
+    return [child for child in process.children(recursive=True) if name in " ".join(child.cmdline()[:1])]
+
+
+def test_a_job_whose_ray_died_continues(corpus, tmp_path):
+    process = run_until_committed(corpus, tmp_path / "o")
+    for raylet in children_named(process, "raylet"):
+        raylet.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    # Ray's native code ends a driver that loses its own node, with 1, unless our 3 is faster
+    assert process.returncode in (1, 3), output
+    assert not (tmp_path / "o" / "dataset.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("o/_store/*/fragments/*/*.parquet")}
+    again = [*process.args, "--local"]
+    assert subprocess.run(again, check=False, capture_output=True).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
+def test_a_killed_actor_is_replaced(corpus, tmp_path):
+    process = run_until_committed(corpus, tmp_path / "o")
+    actors = children_named(process, "ray::MapWorker")
+    assert actors
+    for actor in actors:
+        actor.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    command = [sys.executable, "-m", "jobs.cli", "verify", str(tmp_path / "o")]
+    assert subprocess.run(command, check=False).returncode == 0

@@ -174,10 +174,10 @@ def job_config(config: str | None, settings: list[str] | None, options: dict[str
 @contextmanager
 def reported() -> Iterator[None]:
     """Turn errors into one message and the exit code that says what to do."""
-    from jobs.session import Stopped, stop_signals
+    from jobs.session import Stopped, native_noise_aside, stop_signals
 
     try:
-        with stop_signals():
+        with stop_signals(), native_noise_aside():
             yield
     except MotionTokensError as error:
         errors.print(f"[bold red]error:[/bold red] {_plain(str(error))}", highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from jobs.display import Display
 from jobs.run_record import print_summary
-from jobs.session import native_noise_aside, open_session
+from jobs.session import open_session
 from pipeline.errors import InputNotFoundError, OutputMismatchError, VerifyError
 from pipeline.execution import JobRecord
 from pipeline.export_job import export_datasets
@@ -29,7 +29,7 @@ def run_export(datasets: Sequence[str], output: str, config: JobConfig, console:
         MotionTokensError: the export cannot start, or no clip is left.
     """
     display = Display(console)
-    with native_noise_aside(), display.shown(), open_session(config.run) as executor:
+    with display.shown(), open_session(config.run) as executor:
         executor.start()
         manifest = export_datasets(datasets, output, config, executor.build, display)
     print_summary(console, Folder(output, config.run.storage_options), manifest, JobRecord())

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from jobs.display import Display
 from jobs.run_record import new_run_id, print_summary, write_run_record
-from jobs.session import native_noise_aside, open_session
+from jobs.session import open_session
 from pipeline.errors import MotionTokensError
 from pipeline.execution import JobRecord
 from pipeline.manifest import Manifest
@@ -39,7 +39,7 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
     output = Folder(request.output, request.config.run.storage_options)
     run_id, record = new_run_id(), JobRecord()
     display = Display(console)
-    with native_noise_aside(), display.shown(), open_session(request.config.run) as executor:
+    with display.shown(), open_session(request.config.run) as executor:
         record.notes["executor"] = executor.name
         try:
             manifest = tokenize_dataset(request, executor, display, record)

@@ -147,6 +147,10 @@ class TokenStore:
         """Write the contract of a new store."""
         self.folder.publish("contract.json", canonical_json(contract.model_dump(mode="json")).encode())
 
+    def forget_contract(self) -> None:
+        """Give the output free for another contract; what fragments there are stay."""
+        self.folder.delete("contract.json")
+
     def publish_plan(self, plan: Plan) -> None:
         """Write a plan under its digest."""
         self.folder.publish(f"plans/{plan.digest}.parquet", plan_to_bytes(plan))

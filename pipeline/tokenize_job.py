@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.errors import IncompleteError, OutputMismatchError
+from pipeline.errors import IncompleteError, NoClipLeftError, OutputMismatchError
 from pipeline.execution import Executor, JobRecord, TokenizeProgress, TokenizeStages
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset, remove_outdated
@@ -68,7 +68,12 @@ def tokenize_dataset(
     observer.on_stage("export")
     fragments = tuple(Fragment(0, unit.key, unit.stamp) for unit in plan.units)
     source = ExportSource((job.store,), fragments, job.contract)
-    manifest = export_dataset(source, job.output, job.export, job.listed, executor.build, observer)
+    try:
+        manifest = export_dataset(source, job.output, job.export, job.listed, executor.build, observer)
+    except NoClipLeftError:
+        if standing is None:
+            job.store.forget_contract()  # nothing stands here: the next try may set other things
+        raise
     job.store.publish_version(manifest.version, plan)
     publish_manifest(job.output, manifest)
     remove_outdated(job.output, manifest)

@@ -22,6 +22,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from jobs.dataset_commands import run_verify
+from jobs.display import program_text
 from jobs.procedural_motion import FPS, MOTION_DIM, motion_statistics, speech_motion
 from jobs.tokenize_command import run_tokenize
 from pipeline.errors import VerifyError
@@ -212,15 +213,16 @@ def _commands(output: Path) -> str:
     def at(name: str) -> str:
         return shlex.quote(str(output / name))
 
-    tokenize = f"motion-tokens tokenize {at('motion')}"
+    program = program_text()
+    tokenize = f"{program} tokenize {at('motion')}"
     codec = f"-c {at('codec.safetensors')}"
     return "\n".join(
         (
-            f"motion-tokens demo {shlex.quote(str(output))}    # again: already complete",
+            f"{program} demo {shlex.quote(str(output))}    # again: already complete",
             f"{tokenize} {at('dense')} {codec} --stride 25",
             f"{tokenize} {at('padded')} {codec} --set window.tail=pad",
-            f"motion-tokens export {at('tokens')} {at('mixed')} --set export.shuffle=global",
-            f"motion-tokens verify {at('tokens')}",
+            f"{program} export {at('tokens')} {at('mixed')} --set export.shuffle=global",
+            f"{program} verify {at('tokens')}",
         )
     )
 

@@ -5,10 +5,15 @@ Knows counts and clocks, nothing of data.
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -154,6 +159,14 @@ class Display(JobObserver):
         eta = f", {task.time_remaining:.0f} s left" if task.total and task.time_remaining else ""
         facts = "  ".join(f"{name} {value}" for name, value in self._facts())
         self._console.print(f"  {facts}{eta}", highlight=False)
+
+
+def program_text() -> str:
+    """Return how this program is called from where the person is: it may not be on the path."""
+    if shutil.which("motion-tokens"):
+        return "motion-tokens"
+    beside = Path(sys.executable).with_name("motion-tokens")
+    return shlex.quote(os.path.relpath(beside)) if beside.exists() else "python -m jobs.cli"
 
 
 def size_text(num_bytes: int) -> str:

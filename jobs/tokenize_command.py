@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.markup import escape
 
-from jobs.display import Display
+from jobs.display import Display, program_text
 from jobs.run_record import new_run_id, print_summary, write_run_record
 from jobs.session import open_session
 from pipeline.errors import MotionTokensError
@@ -56,5 +56,5 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
         print_summary(console, output, manifest, record)
         console.print(f"  run record {path}", highlight=False)
         place = escape(shlex.quote(without_secrets(request.output)))
-        console.print(f"  prove it   motion-tokens verify {place}", highlight=False, soft_wrap=True)
+        console.print(f"  prove it   {escape(program_text())} verify {place}", highlight=False, soft_wrap=True)
     return Tokenized(manifest, record)

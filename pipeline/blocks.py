@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,12 +39,9 @@ class MotionBlock:
         """Return the block as one Arrow row."""
         return pa.table(
             {
-                "units": [units_to_text(self.units)],
                 "motion": _one_value(self.motion),
                 "motion_dim": [self.motion.shape[1]],
-                "ledger": _one_value(np.frombuffer(table_to_ipc(self.ledger), np.uint8)),
-                "start_frame": _one_value(self.start_frame),
-                "seconds": [canonical_json(self.seconds)],
+                **_columns_of(self),
             }
         )
 
@@ -51,13 +49,8 @@ class MotionBlock:
     def from_table(cls, row: pa.Table) -> MotionBlock:
         """Return the block of one Arrow row; arrays are views of its buffers."""
         dim = row["motion_dim"][0].as_py()
-        return cls(
-            units=units_from_text(row["units"][0].as_py()),
-            motion=np.frombuffer(_value_of(row, "motion"), np.float32).reshape(-1, dim),
-            ledger=table_from_ipc(_value_of(row, "ledger")),
-            start_frame=np.frombuffer(_value_of(row, "start_frame"), np.int64),
-            seconds=json.loads(row["seconds"][0].as_py()),
-        )
+        motion = np.frombuffer(_value_of(row, "motion"), np.float32).reshape(-1, dim)
+        return cls(motion=motion, **_fields_of(row))
 
 
 @dataclass(frozen=True)
@@ -75,12 +68,9 @@ class TokenBlock:
         """Return the block as one Arrow row."""
         return pa.table(
             {
-                "units": [units_to_text(self.units)],
                 "bits": _one_value(self.bits),
                 "half_bytes": [self.bits.shape[2]],
-                "ledger": _one_value(np.frombuffer(table_to_ipc(self.ledger), np.uint8)),
-                "start_frame": _one_value(self.start_frame),
-                "seconds": [canonical_json(self.seconds)],
+                **_columns_of(self),
             }
         )
 
@@ -88,13 +78,8 @@ class TokenBlock:
     def from_table(cls, row: pa.Table) -> TokenBlock:
         """Return the block of one Arrow row; arrays are views of its buffers."""
         half_bytes = row["half_bytes"][0].as_py()
-        return cls(
-            units=units_from_text(row["units"][0].as_py()),
-            bits=np.frombuffer(_value_of(row, "bits"), np.uint8).reshape(-1, 2, half_bytes),
-            ledger=table_from_ipc(_value_of(row, "ledger")),
-            start_frame=np.frombuffer(_value_of(row, "start_frame"), np.int64),
-            seconds=json.loads(row["seconds"][0].as_py()),
-        )
+        bits = np.frombuffer(_value_of(row, "bits"), np.uint8).reshape(-1, 2, half_bytes)
+        return cls(bits=bits, **_fields_of(row))
 
 
 @dataclass(frozen=True)
@@ -127,6 +112,25 @@ def units_to_text(units: Sequence[Unit]) -> str:
 def units_from_text(text: str) -> tuple[Unit, ...]:
     """Return the units that `units_to_text` wrote."""
     return tuple(unit_from_json(item) for item in json.loads(text))
+
+
+def _columns_of(block: MotionBlock | TokenBlock) -> dict[str, Any]:
+    """Return what both blocks carry beside their large array, as columns of one row."""
+    return {
+        "units": [units_to_text(block.units)],
+        "ledger": _one_value(np.frombuffer(table_to_ipc(block.ledger), np.uint8)),
+        "start_frame": _one_value(block.start_frame),
+        "seconds": [canonical_json(block.seconds)],
+    }
+
+
+def _fields_of(row: pa.Table) -> dict[str, Any]:
+    return {
+        "units": units_from_text(row["units"][0].as_py()),
+        "ledger": table_from_ipc(_value_of(row, "ledger")),
+        "start_frame": np.frombuffer(_value_of(row, "start_frame"), np.int64),
+        "seconds": json.loads(row["seconds"][0].as_py()),
+    }
 
 
 def _one_value(array: NDArray[np.generic]) -> pa.Array:

@@ -29,8 +29,9 @@ from pipeline.execution import JobRecord
 from pipeline.manifest import Manifest
 from pipeline.observer import JobObserver
 from pipeline.request import TokenizeRequest
+from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
-from pipeline.tokenize_job import tokenize_dataset
+from pipeline.tokenize_job import JobControl, tokenize_dataset
 
 SUITE = "pipeline"
 BASELINE_NAME = "DataLoader, quant_to_vqidx in batches of 32, np.save of int32; float32"
@@ -204,7 +205,7 @@ def _run_job(data: _Data, output: Folder, request: BenchRequest) -> _Ours:
     job = TokenizeRequest((data.folder.url_of("motion"),), output.url, data.checkpoint, None, None, request.config)
     with open_session(request.config.run) as executor:
         begin, record = time.perf_counter(), JobRecord()
-        manifest = tokenize_dataset(job, executor, JobObserver(), record)
+        manifest = tokenize_dataset(job, executor, JobObserver(), record, JobControl("bench", StopSwitch()))
         seconds = time.perf_counter() - begin
     start_s = record.seconds["start"]
     return _Ours(manifest, seconds - start_s, start_s, executor.name, record)

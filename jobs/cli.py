@@ -17,7 +17,8 @@ from rich.console import Console
 from pipeline.errors import ConfigError, MotionTokensError
 from pipeline.job_config import JobConfig, load_config
 
-EXIT_WRONG_DATA, EXIT_INTERNAL, EXIT_STOPPED = 1, 70, 143
+EXIT_WRONG_DATA, EXIT_INCOMPLETE, EXIT_INTERNAL, EXIT_STOPPED = 1, 3, 70, 143
+TWO_CONFIGURATIONS = "--preset and --model-config say the same thing: give one of them"
 
 app = typer.Typer(
     name="motion-tokens",
@@ -43,6 +44,11 @@ Local = Annotated[bool, typer.Option("--local", help="A plain loop in this proce
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Tokenizer actors; default: one a GPU, else one.")
 ]
+ModelConfig = Annotated[str | None, typer.Option(help="JSON with what the weights' shapes do not say.")]
+Preset = Annotated[str | None, typer.Option(help="Known model configuration: artalk.")]
+Stride = Annotated[int | None, typer.Option(min=1, help="Frames between windows; default: one window.")]
+Precision = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Windows a batch; part of the dataset's identity.")]
 
 
 @app.command(
@@ -58,18 +64,21 @@ def tokenize(
     ],
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of the token dataset.")],
     checkpoint: Checkpoint,
-    model_config: Annotated[str | None, typer.Option(help="JSON with what the weights' shapes do not say.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Known model configuration: artalk.")] = None,
+    model_config: ModelConfig = None,
+    preset: Preset = None,
     config: ConfigFile = None,
     settings: Settings = None,
     formats: Formats = None,
-    stride: Annotated[int | None, typer.Option(min=1, help="Frames between windows; default: one window.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Windows a batch; part of the dataset's identity.")
-    ] = None,
+    stride: Stride = None,
+    precision: Precision = None,
+    batch_size: BatchSize = None,
     workers: Workers = None,
     local: Local = False,
+    deadline: Annotated[str | None, typer.Option(help="Stop at this time, resumable: 06:00.")] = None,
+    max_runtime: Annotated[str | None, typer.Option(help="Stop after this time, resumable: 90m, 1h30m.")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Put a dataset of other settings in this one's place.")
+    ] = False,
 ) -> None:
     """Tokenize motion files into a verified token dataset."""
     options = {
@@ -79,11 +88,14 @@ def tokenize(
         "batch_size": batch_size,
         "run.workers": workers,
         "run.local": local or None,
+        "run.deadline": f"'{deadline}'" if deadline else None,
+        "run.max_runtime": f"'{max_runtime}'" if max_runtime else None,
+        "run.restart": restart or None,
     }
     with reported():
         job = job_config(config, settings, options)
         if preset and model_config:
-            raise ConfigError("--preset and --model-config say the same thing: give one of them")
+            raise ConfigError(TWO_CONFIGURATIONS)
         from jobs.tokenize_command import run_tokenize
         from pipeline.request import TokenizeRequest
 
@@ -113,19 +125,127 @@ def export(
 
 
 @app.command(
-    epilog="[bold]Example[/bold]\n\n  motion-tokens verify tokens/\n\nExit code 1 and a list where anything is wrong."
+    epilog="[bold]Examples[/bold]\n\n"
+    "  motion-tokens verify tokens/\n\n"
+    "  motion-tokens verify tokens/ motion/ --deep 1000 --checkpoint vae.safetensors\n\n"
+    "Exit code 1 and a list where anything is wrong."
 )
 def verify(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT...", help="For --deep: the inputs that tokenize was given, in that order."),
+    ] = None,
+    deep: Annotated[int | None, typer.Option(min=1, help="Encode so many windows again and compare bits.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", "-c", help="For --deep: the codec that tokenize was given.")
+    ] = None,
+    model_config: ModelConfig = None,
+    preset: Preset = None,
+    seed: Annotated[int, typer.Option(min=0, help="For --deep: another number chooses other windows.")] = 0,
     settings: Settings = None,
 ) -> None:
     """Prove that every expected window is there exactly once, in every format, byte for byte."""
     with reported():
         job = job_config(None, settings, {})
-        from jobs.dataset_commands import run_verify
+        if deep is None and (inputs or checkpoint):
+            raise ConfigError("inputs and --checkpoint are for --deep N: verify alone reads the dataset only")
+        if deep is not None and not (inputs and checkpoint):
+            raise ConfigError(
+                "--deep encodes windows again: name inputs and codec, verify OUTPUT INPUT.. --deep N -c CHECKPOINT"
+            )
+        from jobs import dataset_commands
 
-        if not run_verify(output, job, console):
+        if deep is not None and inputs and checkpoint:
+            from pipeline.deep_verify import DeepRequest
+
+            request = DeepRequest(tuple(inputs), checkpoint, preset, model_config, deep, seed)
+            is_sound = dataset_commands.run_deep_verify(output, request, job, console)
+        else:
+            is_sound = dataset_commands.run_verify(output, job, console)
+        if not is_sound:
             raise typer.Exit(EXIT_WRONG_DATA)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "  motion-tokens diff tokens/ tokens-of-other-machine/\n\n"
+    "  motion-tokens diff a/ s3://bucket/b --json difference.json\n\n"
+    "Exit code 0 where codec, clips, windows and bits are equal, 1 where not."
+)
+def diff(
+    ours: Annotated[str, typer.Argument(metavar="A", help="Folder or URL of a token dataset.")],
+    theirs: Annotated[str, typer.Argument(metavar="B", help="Folder or URL of another one.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the difference.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Explain the difference of two datasets: settings, clips, windows, bits by scale."""
+    with reported():
+        job = job_config(None, settings, {})
+        from jobs.dataset_commands import run_diff
+
+        if not run_diff(ours, theirs, json_file, job, console):
+            raise typer.Exit(EXIT_WRONG_DATA)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "  motion-tokens clean tokens/\n\n"
+    "  motion-tokens clean tokens/ --keep 1 --yes\n\n"
+    "Without --yes nothing is deleted."
+)
+def clean(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")],
+    keep: Annotated[int, typer.Option(min=1, help="Versions to keep, the current one included.")] = 3,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+    settings: Settings = None,
+) -> None:
+    """List old versions and what only they, or nothing at all, needs; delete it with --yes."""
+    with reported():
+        job = job_config(None, settings, {})
+        from jobs.dataset_commands import run_clean
+
+        run_clean(output, keep, yes, job, console)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "  motion-tokens replay tokens/ motion/ --checkpoint vae.safetensors\n\n"
+    "  motion-tokens replay tokens/ motion/ -c vae.safetensors --config run.yaml --stride 50\n\n"
+    "Give it the settings that tokenize was given."
+)
+def replay(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of the token dataset.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="The inputs that tokenize was given.")],
+    checkpoint: Checkpoint,
+    model_config: ModelConfig = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    formats: Formats = None,
+    stride: Stride = None,
+    precision: Precision = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    local: Local = False,
+) -> None:
+    """Try quarantined clips again, after files were mended or could not be read, and leave the others as they are."""
+    options = {
+        "export.formats": formats,
+        "window.stride": stride,
+        "precision": precision,
+        "batch_size": batch_size,
+        "run.workers": workers,
+        "run.local": local or None,
+    }
+    with reported():
+        job = job_config(config, settings, options)
+        if preset and model_config:
+            raise ConfigError(TWO_CONFIGURATIONS)
+        from jobs.dataset_commands import run_replay
+        from pipeline.request import TokenizeRequest
+
+        run_replay(TokenizeRequest(tuple(inputs), output, checkpoint, preset, model_config, job), console)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens demo out/demo")
@@ -174,7 +294,8 @@ def job_config(config: str | None, settings: list[str] | None, options: dict[str
 @contextmanager
 def reported() -> Iterator[None]:
     """Turn errors into one message and the exit code that says what to do."""
-    from jobs.session import Stopped, native_noise_aside, stop_signals
+    from jobs.session import is_loss_of_ray, native_noise_aside, stop_signals
+    from pipeline.stopping import Stopped
 
     try:
         with stop_signals(), native_noise_aside():
@@ -188,6 +309,9 @@ def reported() -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        if is_loss_of_ray(error):
+            errors.print(f"error: Ray was lost ({type(error).__name__}): run the same command again", highlight=False)
+            raise typer.Exit(EXIT_INCOMPLETE) from error
         traceback.print_exc()
         errors.print("[bold red]internal error[/bold red]: please report the lines above", highlight=False)
         raise typer.Exit(EXIT_INTERNAL) from error

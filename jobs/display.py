@@ -23,6 +23,7 @@ from rich.table import Table
 from pipeline.blocks import UnitAccount
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan
+from pipeline.run_lease import Heartbeat
 
 STAGE_WORDS = {
     "plan": "planning",
@@ -85,6 +86,11 @@ class Display(JobObserver):
         done = f", {num_done:,} of them tokenized before" if num_done else ""
         skipped = f"; {num_skipped:,} other files skipped" if num_skipped else ""
         self._console.print(f"  {num_units:,} units, {size_text(total)} of motion{done}{skipped}", highlight=False)
+
+    def on_wait(self, other: Heartbeat) -> None:
+        """Say whom this run waits for."""
+        where = f"run {other.run_id} on {other.host.partition('/')[0]} (process {other.pid})"
+        self._console.print(f"  {where} is active here: waiting until it ends", highlight=False, soft_wrap=True)
 
     def on_begun(self, num_windows: int, num_bytes: int) -> None:
         """Learn how many windows a byte of input holds, for the bar and the time left."""

@@ -14,15 +14,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from pipeline.blocks import UnitAccount
 from pipeline.config import Numerics
-from pipeline.errors import MotionTokensError
+from pipeline.errors import IncompleteError, MotionTokensError
 from pipeline.execution import Executor, TokenizeProgress, TokenizeStages
 from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
 from pipeline.job_config import RunConfig
 from pipeline.plan import Unit
+from pipeline.read_units import UnitReader
+from pipeline.stopping import Stopped, StopSwitch
 
 NOISE_SHOWN_BYTES = 4000
 
@@ -33,10 +35,6 @@ RAY_ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that outlives a stopped job starts another Ray
 }
 """What a person set stays."""
-
-
-class Stopped(BaseException):
-    """A signal asked the process to stop; raised in the main thread, so that state stays resumable."""
 
 
 @contextmanager
@@ -53,11 +51,12 @@ def open_session(run: RunConfig) -> Iterator[Executor]:
 
 
 @contextmanager
-def stop_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into `Stopped` while a job runs."""
+def stop_signals(switch: StopSwitch | None = None) -> Iterator[None]:
+    """Hand SIGTERM and SIGINT to a switch; without one, they raise `Stopped` at once."""
+    asked = switch or StopSwitch()
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Stopped(signal.Signals(number).name)
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.on_signal(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -77,6 +76,7 @@ def _local_executor() -> Executor:
         start=lambda: None,
         tokenize=tokenize_here,
         build=build_here,
+        survives=lambda reader, unit: True,  # what kills this process cannot be told from within
         numerics=lambda: numerics_here(device),
         num_cpus=float(num_cores()),
         num_gpus=float(device.type == "cuda"),
@@ -100,6 +100,7 @@ def _own_ray_executor(stack: ExitStack) -> Executor:
         start=start,
         tokenize=_tokenize_with_ray,
         build=_build_with_ray,
+        survives=_survives_with_ray,
         numerics=lambda: numerics_here(pick_device()),
         num_cpus=float(num_cores()),
         num_gpus=float(torch.cuda.device_count()),
@@ -117,6 +118,7 @@ def _cluster_executor() -> Executor:
         start=lambda: None,
         tokenize=_tokenize_with_ray,
         build=_build_with_ray,
+        survives=_survives_with_ray,
         numerics=lambda: _numerics_of_a_worker(num_gpus > 0),
         num_cpus=resources.get("CPU", 1.0),
         num_gpus=num_gpus,
@@ -135,6 +137,12 @@ def _build_with_ray(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterat
     from pipeline.graph import build_with_ray
 
     return build_with_ray(tasks, builder)
+
+
+def _survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
+    from pipeline.graph import survives_with_ray
+
+    return survives_with_ray(reader, unit)
 
 
 def _numerics_of_a_worker(on_gpu: bool) -> Numerics:
@@ -164,6 +172,7 @@ def _ray_running() -> Iterator[None]:
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # the retries of a map's tasks have no other place
     import ray
     import ray.data
 
@@ -176,9 +185,16 @@ def _ray_running() -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a Ray of our own, on this machine only
         quiet.update(address="local", num_cpus=num_cores(), include_dashboard=False)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    ray.init(**quiet)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)  # Ray sets its own
+    try:
+        ray.init(**quiet)
+    except (RuntimeError, ConnectionError, TimeoutError, ray.exceptions.RayError) as error:
+        finding = str(error).strip().splitlines()[0]
+        raise IncompleteError(f"Ray did not start ({finding}): run the same command again") from error
+    except SystemExit as error:  # Ray sets a handler of its own for SIGTERM, which may come just now
+        raise Stopped("SIGTERM") from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     try:
         yield
     finally:
@@ -210,6 +226,15 @@ def native_noise_aside() -> Iterator[None]:
             sys.stderr = sys.__stderr__
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def is_loss_of_ray(error: Exception) -> bool:
+    """Return whether an error says that Ray itself, or a worker of it, is gone."""
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    return isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
 
 
 def num_cores() -> int:

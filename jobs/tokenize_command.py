@@ -13,13 +13,14 @@ from rich.markup import escape
 
 from jobs.display import Display, program_text
 from jobs.run_record import new_run_id, print_summary, write_run_record
-from jobs.session import open_session
+from jobs.session import open_session, stop_signals
 from pipeline.errors import MotionTokensError
 from pipeline.execution import JobRecord
 from pipeline.manifest import Manifest
 from pipeline.request import TokenizeRequest
+from pipeline.stopping import StopSwitch, stop_time
 from pipeline.storage import Folder, without_secrets
-from pipeline.tokenize_job import tokenize_dataset
+from pipeline.tokenize_job import JobControl, tokenize_dataset
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,12 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
     output = Folder(request.output, request.config.run.storage_options)
     run_id, record = new_run_id(), JobRecord()
     display = Display(console)
-    with display.shown(), open_session(request.config.run) as executor:
+    run = request.config.run
+    control = JobControl(run_id, StopSwitch(run.grace_s, stop_time(run.deadline, run.max_runtime)))
+    with display.shown(), open_session(run) as executor, stop_signals(control.stop):
         record.notes["executor"] = executor.name
         try:
-            manifest = tokenize_dataset(request, executor, display, record)
+            manifest = tokenize_dataset(request, executor, display, record, control)
         except MotionTokensError as error:
             if record.counts["units"]:
                 outcome = {"status": "failed", "error": type(error).__name__, "exit_code": error.exit_code}

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from bitwise_vae.checkpoint import (
     CheckpointError,
@@ -33,6 +35,10 @@ class Codec:
 
     data: bytes
     spec: CodecSpec
+    mean: NDArray[np.float32]
+    """(motion_dim,) of the motion that the codec was trained on."""
+    std: NDArray[np.float32]
+    """(motion_dim,) likewise, above 0."""
 
 
 def open_codec(
@@ -86,7 +92,7 @@ def codec_of_model(model: BitwiseVAE) -> Codec:
         num_heads=config.num_heads,
         fps=config.fps,
     )
-    return Codec(checkpoint_bytes(model), spec)
+    return Codec(checkpoint_bytes(model), spec, model.motion_mean.cpu().numpy(), model.motion_std.cpu().numpy())
 
 
 def numerics_here(device: torch.device) -> Numerics:

@@ -83,6 +83,8 @@ class CorpusSpec(_Spec):
     columns: tuple[int, ...] | None
     fps: float | str | None
     resample: Literal["none", "linear"]
+    max_abs_z: float | None
+    max_frozen_frames: int | None
     clips: str = Field(description="digest of the id lists, empty without")
     window: WindowRule
     unit_bytes: int
@@ -180,6 +182,8 @@ def corpus_spec(config: JobConfig, codec: CodecSpec, *, batch_size: int, clips_d
         columns=parse_columns(source.columns) if source.columns else None,
         fps=source.fps,
         resample=source.resample,
+        max_abs_z=source.max_abs_z,
+        max_frozen_frames=source.max_frozen_frames,
         clips=clips_digest,
         window=window_rule(config.window, codec.window_frames),
         unit_bytes=config.units.bytes,

@@ -58,5 +58,9 @@ class IncompleteError(MotionTokensError):
     exit_code = 3
 
 
+class ActiveRunError(IncompleteError):
+    """Another run works on the same output."""
+
+
 class StorageError(IncompleteError):
     """Storage did not answer after all retries."""

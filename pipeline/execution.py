@@ -14,9 +14,11 @@ from typing import Any
 from pipeline.blocks import UnitAccount
 from pipeline.config import Numerics
 from pipeline.export.dataset import BuildShards
+from pipeline.isolation import Survives
 from pipeline.observer import JobObserver
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
+from pipeline.stopping import StopSwitch
 from pipeline.tokenizer_actor import TokenizerSettings
 from pipeline.write_fragments import FragmentWriter
 
@@ -62,13 +64,32 @@ class JobRecord:
 
 
 class TokenizeProgress:
-    """Hears from the tokenizers while they work; built by the driver for one job."""
+    """Hears from the tokenizers while they work, and tells them to stop; built by the driver for one job."""
 
-    def __init__(self, observer: JobObserver, record: JobRecord) -> None:
-        """Args: observer: who watches; record: where the time is booked."""
-        self._observer, self._record = observer, record
+    def __init__(self, observer: JobObserver, record: JobRecord, stop: StopSwitch) -> None:
+        """Args: observer: who watches; record: where the time is booked; stop: asked between units."""
+        self._observer, self._record, self._stop = observer, record, stop
         self._is_ready = False
         observer.on_stage("workers")
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no more units are to be handed out."""
+        return self._stop.is_set
+
+    @property
+    def was_signalled(self) -> bool:
+        """Whether a signal asked to stop: then nothing more is to be begun, not even an export."""
+        return self._stop.was_signalled
+
+    def check(self, is_drained: bool = False) -> None:
+        """Leave, where stopping was asked for and the grace time is over or nothing is in flight any more.
+
+        Raises:
+            Stopped: a signal asked for it.
+            IncompleteError: deadline or longest run time asked for it.
+        """
+        self._stop.check(is_drained)
 
     def ready(self, age_s: float) -> None:
         """The first tokenizer stood ready so many seconds ago."""
@@ -103,6 +124,7 @@ class Executor:
     """Called once there is work; a second call does nothing."""
     tokenize: RunStages
     build: BuildShards
+    survives: Survives
     numerics: Callable[[], Numerics]
     num_cpus: float
     num_gpus: float

@@ -16,6 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,9 @@ from pipeline.write_fragments import FragmentWriter
 
 UnitRun = Sequence[Unit]
 ACTOR_START_LIMIT_S = 600
-TICK_S = 1.0
+TICK_S = 0.25
+CRASH_RETRIES = 2
+"""Tries of a task after its process died; then its units are left to be looked at one by one."""
 _END = object()
 
 
@@ -49,16 +52,18 @@ def tokenize_with_ray(
     rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
     one_row = {"batch_size": 1, "batch_format": "pyarrow"}
 
-    motion = rows.map_batches(_ReadTask(stages.reader), num_cpus=0.5, **one_row)
+    motion = rows.map_batches(_ReadTask(stages.reader, hub), num_cpus=0.5, max_retries=CRASH_RETRIES, **one_row)
     tokens = motion.map_batches(
         _HostedTokenizer,
         fn_constructor_args=(hub, stages.tokenizer),
         compute=ActorPoolStrategy(size=stages.num_actors, max_tasks_in_flight_per_actor=2),
         num_cpus=stages.cpus_per_actor,
         num_gpus=stages.gpus_per_actor,
+        max_restarts=-1,
+        max_task_retries=CRASH_RETRIES,
         **one_row,
     )
-    accounts = tokens.map_batches(_WriteTask(stages.writer), num_cpus=0.25, **one_row)
+    accounts = tokens.map_batches(_WriteTask(stages.writer, hub), num_cpus=0.25, max_retries=CRASH_RETRIES, **one_row)
 
     try:
         for text in _rows_of(accounts, "account", lambda: _report(hub, progress)):
@@ -67,6 +72,21 @@ def tokenize_with_ray(
         _report(hub, progress)
     except Exception as error:
         raise _own_error(error, hub) from error
+
+
+def survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
+    """Read every clip of a unit in a worker, and say whether the worker lived; an exception is no death."""
+    try:
+        ray.get(ray.remote(max_retries=0, num_cpus=1)(_touch).remote(reader, unit))
+    except ray.exceptions.RayTaskError:
+        return True
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+        return False
+    return True
+
+
+def _touch(reader: UnitReader, unit: Unit) -> None:
+    reader.touch(unit)
 
 
 def build_with_ray(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
@@ -98,38 +118,50 @@ def _first_done(waiting: list[Any]) -> list[ShardResult]:
 
 
 class _ReadTask:
-    """The read stage as a Ray task: one row of units in, one row of motion out."""
+    """The read stage as a Ray task: one row of units in, one row of motion out; none once the job stops."""
 
-    def __init__(self, reader: UnitReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: UnitReader, hub: Any) -> None:
+        self._reader, self._hub = reader, hub
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        return self._reader.read(units_from_text(row["units"][0].as_py())).to_table()
+        is_stopping = ray.get(self._hub.is_stopping.remote())
+        with _told(self._hub):
+            return self._reader.read(() if is_stopping else units_from_text(row["units"][0].as_py())).to_table()
 
 
 class _HostedTokenizer:
     """The tokenizer as a Ray actor; Ray builds it once a worker and calls it once a row."""
 
     def __init__(self, hub: Any, settings: TokenizerSettings) -> None:
-        try:
+        self._hub = hub
+        with _told(hub):
             self._tokenizer = TokenizerActor(ray.get(hub.codec.remote()), settings, _HubListener(hub))
-        except MotionTokensError as error:
-            ray.get(hub.refuse.remote(error))  # what an actor's constructor raises reaches the driver as text only
-            raise
         hub.ready.remote()
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        return self._tokenizer.tokenize(MotionBlock.from_table(row)).to_table()
+        with _told(self._hub):
+            return self._tokenizer.tokenize(MotionBlock.from_table(row)).to_table()
 
 
 class _WriteTask:
     """The write stage as a Ray task: one row of bits in, one account out."""
 
-    def __init__(self, writer: FragmentWriter) -> None:
-        self._writer = writer
+    def __init__(self, writer: FragmentWriter, hub: Any) -> None:
+        self._writer, self._hub = writer, hub
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        return self._writer.write(TokenBlock.from_table(row)).to_table()
+        with _told(self._hub):
+            return self._writer.write(TokenBlock.from_table(row)).to_table()
+
+
+@contextmanager
+def _told(hub: Any) -> Iterator[None]:
+    """Tell the driver of an exception through the hub: Ray passes some on as text, and some not at all."""
+    try:
+        yield
+    except Exception as error:
+        ray.get(hub.fail.remote(error))
+        raise
 
 
 @ray.remote(num_cpus=0)
@@ -141,7 +173,16 @@ class JobHub:
         self._codec = codec
         self._begun_windows = self._begun_bytes = self._encoded_windows = 0
         self._ready_at: float | None = None
-        self._refusal: MotionTokensError | None = None
+        self._failure: Exception | None = None
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Let read tasks that begin from now on read nothing."""
+        self._is_stopping = True
+
+    def is_stopping(self) -> bool:
+        """Return whether no more units are to be read."""
+        return self._is_stopping
 
     def codec(self) -> bytes:
         """Return the weights."""
@@ -152,13 +193,13 @@ class JobHub:
         if self._ready_at is None:
             self._ready_at = time.monotonic()
 
-    def refuse(self, error: MotionTokensError) -> None:
-        """Note why a tokenizer will not work."""
-        self._refusal = error
+    def fail(self, error: Exception) -> None:
+        """Note the first exception of a stage."""
+        self._failure = self._failure or error
 
-    def refusal(self) -> MotionTokensError | None:
-        """Return why a tokenizer will not work, None where none refused."""
-        return self._refusal
+    def failure(self) -> Exception | None:
+        """Return the first exception of a stage, None where there was none."""
+        return self._failure
 
     def begun(self, num_windows: int, num_bytes: int) -> None:
         """Note work that a tokenizer takes up."""
@@ -170,7 +211,13 @@ class JobHub:
         self._encoded_windows += num_windows
 
     def take(self) -> tuple[float | None, int, int, int]:
-        """Return how long ago the first tokenizer stood ready, seconds, and the counts since the last call."""
+        """Return how long ago the first tokenizer stood ready, seconds, and the counts since the last call.
+
+        Raises:
+            Exception: the first that a stage met.
+        """
+        if self._failure is not None:
+            raise self._failure
         age_s = None if self._ready_at is None else time.monotonic() - self._ready_at
         counts = self._begun_windows, self._begun_bytes, self._encoded_windows
         self._begun_windows = self._begun_bytes = self._encoded_windows = 0
@@ -191,6 +238,9 @@ class _HubListener:
 
 
 def _report(hub: Any, progress: TokenizeProgress) -> None:
+    progress.check()
+    if progress.is_stopping:
+        hub.stop.remote()
     age_s, begun_windows, begun_bytes, encoded_windows = ray.get(hub.take.remote())
     if age_s is not None:
         progress.ready(age_s)
@@ -205,6 +255,7 @@ def _configure_ray_data() -> None:
     context.print_on_execution_start = False
     context.wait_for_min_actors_s = ACTOR_START_LIMIT_S
     context.execution_options.preserve_order = False
+    context.max_errored_blocks = -1  # a dead process loses its own row only; exceptions reach the driver by the hub
 
 
 def _rows_of(dataset: Any, column: str, on_tick: Callable[[], None]) -> Iterator[Any]:
@@ -246,18 +297,16 @@ def _own_error(error: BaseException, hub: Any = None) -> BaseException:
     """
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, MotionTokensError):
-            return seen
         if isinstance(seen, ray.exceptions.RayTaskError) and seen.cause is not None:
-            seen = seen.cause
+            seen = seen.cause  # before the next question: Ray's wrapper takes the class of what it wraps
+        elif isinstance(seen, MotionTokensError):
+            return seen
         else:
             seen = seen.__cause__
-    try:
-        refusal: MotionTokensError | None = ray.get(hub.refusal.remote(), timeout=TICK_S) if hub else None
-    except ray.exceptions.RayError:
-        refusal = None
-    if refusal is not None:
-        return refusal
+    with suppress(ray.exceptions.RayError):
+        failure: Exception | None = ray.get(hub.failure.remote(), timeout=1) if hub else None
+        if failure is not None:
+            return failure
     is_loss = isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
     if not is_loss:
         return error

@@ -12,6 +12,8 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from yaml.parser import ParserError
+from yaml.scanner import ScannerError
 
 from pipeline.errors import ConfigError
 
@@ -59,6 +61,8 @@ class InputConfig(_Section):
     columns: str | None = Field(None, description="selection of stored dims, such as 0:104,106:108")
     fps: float | str | None = Field(None, description="frames a second: a number, or the field that holds it")
     resample: Literal["none", "linear"] = "none"
+    max_abs_z: float | None = Field(10_000.0, gt=0, description="deviations from the codec's mean; null: any")
+    max_frozen_frames: int | None = Field(None, ge=1, description="equal frames in a row; default: any number")
     clips: ClipList = ClipList()
     duplicate_ids: Literal["reject", "suffix"] = "reject"
 
@@ -162,8 +166,25 @@ class RunConfig(_Section):
     workers: int | None = Field(None, ge=1, description="tokenizer actors; default: one a GPU, else one")
     threads: int | None = Field(None, ge=1, description="CPU threads an actor; default: cores / workers")
     local: bool = Field(False, description="plain loop in this process, without Ray")
+    when_active: Literal["wait", "leave", "take_over"] = Field("wait", description="while another run is active")
+    grace_s: float = Field(1.5, ge=0, description="seconds for units in flight when a run is stopped")
+    deadline: str | None = Field(None, description="stop at this time: 06:00, or a date with time")
+    max_runtime: str | None = Field(None, description="stop after this time: 90m, 1h30m")
+    restart: bool = Field(False, description="other settings than the published dataset's: a new store beside it")
     numerics: Literal["same", "mixed"] = Field("same", description="mixed: continue with other torch or device")
+    max_dropped: int | float | None = Field(None, description="drops that fail a run: a count (10) or share (0.01, 1%)")
     storage_options: dict[str, Any] = Field({}, description="passed to fsspec for s3:// and others")
+
+    @field_validator("max_dropped", mode="before")
+    @classmethod
+    def _is_count_or_share(cls, value: object) -> object:
+        if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?\s*%", value.strip()):
+            value = float(value.strip().removesuffix("%")) / 100
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        is_share = isinstance(value, float) and 0 <= value <= 1
+        if value is not None and not is_count and not is_share:
+            raise ValueError("write a count such as 10, or a share such as 0.01 or 1%")
+        return value
 
 
 class JobConfig(_Section):
@@ -209,7 +230,7 @@ def load_config(text: str | None, assignments: Sequence[str] = (), name: str = "
     try:
         tree = _parse_yaml(text) if text else {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not YAML: {error}") from error
+        raise ConfigError(f"{name} is not YAML: {_yaml_fault(error)}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -240,18 +261,25 @@ def config_from_tree(tree: Mapping[str, Any], name: str) -> JobConfig:
 def _assign(tree: dict[str, Any], assignment: str) -> None:
     key, equals, value = assignment.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {assignment!r}: write key=value, for example --set window.stride=50")
+        raise ConfigError(f"--set {key!r}: write key=value, for example --set window.stride=50")
     *parents, leaf = key.strip().split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {assignment!r}: {parent} holds {child!r}, not a section")
+            raise ConfigError(f"--set {key}=..: {parent} holds one value, not a section")
         node = child
     try:
         node[leaf] = _parse_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {assignment!r}: the value is not YAML: {error}") from error
+        raise ConfigError(f"--set {key}=..: the value is not YAML: {_yaml_fault(error)}") from error
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """Return what is wrong and where, without the text itself: it may hold credentials."""
+    problem = error.problem if isinstance(error, ScannerError | ParserError) else "unknown tag or alias"
+    mark = getattr(error, "problem_mark", None)
+    return f"{problem} at line {mark.line + 1}, column {mark.column + 1}" if mark else f"{problem}"
 
 
 def _refuse_unknown_keys(tree: Mapping[str, Any], model: type[BaseModel], name: str, prefix: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pipeline.blocks import UnitAccount
 from pipeline.plan import Plan
+from pipeline.run_lease import Heartbeat
 
 
 class JobObserver:
@@ -17,6 +18,9 @@ class JobObserver:
 
     def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
         """The plan stands; `num_done` of its units need no work, `num_skipped` files are of no known kind."""
+
+    def on_wait(self, other: Heartbeat) -> None:
+        """Another run is active on the output; this one waits for it."""
 
     def on_begun(self, num_windows: int, num_bytes: int) -> None:
         """Tokenizers took up so many windows, read from so many bytes of input."""

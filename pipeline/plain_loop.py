@@ -23,6 +23,8 @@ def tokenize_here(
     tokenizer = TokenizerActor(stages.codec, stages.tokenizer, progress)
     progress.ready(0.0)
     for run in runs:
+        if progress.is_stopping:
+            return
         yield stages.writer.write(tokenizer.tokenize(stages.reader.read(run)))
 
 

@@ -18,10 +18,13 @@ class DropReason(StrEnum):
     WRONG_DIM = "wrong_dim"
     WRONG_DTYPE = "wrong_dtype"
     NON_FINITE = "non_finite"
+    EXPLODING = "exploding"
+    FROZEN = "frozen"
     TOO_SHORT = "too_short"
     FPS_MISSING = "fps_missing"
     FPS_MISMATCH = "fps_mismatch"
     BAD_CLIP_ID = "bad_clip_id"
+    CRASHED = "crashed"
     DUPLICATE_ID = "duplicate_id"
 
 
@@ -32,10 +35,14 @@ NEXT_STEP: dict[DropReason, str] = {
     DropReason.WRONG_DIM: "select columns with --set input.columns=..., or use a codec of this dimension",
     DropReason.WRONG_DTYPE: "store motion as float16, float32 or float64",
     DropReason.NON_FINITE: "the motion holds NaN or infinity: mend the tracker's output",
+    DropReason.EXPLODING: "values far outside the codec's statistics: mend the tracker's output, or check the units "
+    "and columns; --set input.max_abs_z=NUMBER or null allows more",
+    DropReason.FROZEN: "the motion stands still: cut that part out, or allow more with --set input.max_frozen_frames",
     DropReason.TOO_SHORT: "keep short clips with --set window.tail=pad",
     DropReason.FPS_MISSING: "say the rate, a positive number, with --set input.fps=NUMBER or input.fps=FIELD",
     DropReason.FPS_MISMATCH: "convert the rate with --set input.resample=linear",
     DropReason.BAD_CLIP_ID: "clip ids are text of 1 to 1,024 characters without control characters",
+    DropReason.CRASHED: "reading it killed the process, each time: look at the file by itself",
     DropReason.DUPLICATE_ID: "one id, two motions: rename one, or --set input.duplicate_ids=suffix",
 }
 

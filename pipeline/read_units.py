@@ -6,8 +6,8 @@ Knows no Ray or torch. Bad clips end here, one by one, each under a named reason
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,8 @@ from pipeline.config import TokenSpec, digest_of
 from pipeline.errors import StorageError
 from pipeline.plan import Unit, stamp_of
 from pipeline.quarantine import ClipProblem, DropReason
-from pipeline.sources.clip import PreparedClip, prepare_clip
+from pipeline.sources.clip import Part, PreparedClip, prepare_clip
+from pipeline.sources.plausible import Statistics, check_plausible
 from pipeline.sources.registry import read_part
 from pipeline.storage import Folder
 from pipeline.windows import window_starts
@@ -44,11 +45,20 @@ class ClipFilter:
 
 @dataclass(frozen=True)
 class UnitReader:
-    """Built by the driver, sent to every read task; owns only addresses and settings."""
+    """Built by the driver, sent to every read task; owns only addresses and settings.
+
+    Args:
+        mean: (motion_dim,) of the codec's statistics; exploding motion is looked for where both are given.
+        std: (motion_dim,) likewise, above 0.
+    """
 
     folders: Mapping[str, Folder]
     spec: TokenSpec
     clips: ClipFilter = ClipFilter()
+    mean: np.ndarray | None = field(default=None, compare=False, repr=False)
+    std: np.ndarray | None = field(default=None, compare=False, repr=False)
+    crashing: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    """unit key -> the smallest parts of it whose reading kills the process; see isolation.py."""
 
     def read(self, units: Sequence[Unit]) -> MotionBlock:
         """Return the motion of a run of units, windows planned, dropped clips named in the ledger.
@@ -105,14 +115,33 @@ class UnitReader:
             sources = ", ".join(part.source for part in unit.parts[:5])
             raise StorageError(f"input changed while it was read ({sources}): run the same command again")
 
+    def touch(self, unit: Unit) -> None:
+        """Read every clip of a unit and keep none."""
+        for _ in self._clips(unit):
+            pass
+
+    def _parts(self, unit: Unit) -> Iterable[Part]:
+        if unit.key not in self.crashing:
+            return unit.parts
+        from pipeline.isolation import finest_parts
+
+        return finest_parts(unit, self)
+
     def _clips(self, unit: Unit) -> Iterator[PreparedClip | ClipProblem]:
         corpus, codec = self.spec.corpus, self.spec.codec
-        for part in unit.parts:
+        statistics = None if self.mean is None or self.std is None else Statistics(self.mean, self.std)
+        crashing = self.crashing.get(unit.key, ())
+        for part in self._parts(unit):
+            if part in crashing:
+                where = f"from {part.start or 0} on" if part.stop or part.start else ""
+                yield part.problem(part.stem, where, DropReason.CRASHED, "reading it killed the process")
+                continue
             for raw in read_part(self.folders[part.input_name], part, corpus, codec):
                 if isinstance(raw, ClipProblem):
                     yield raw  # even where ids are listed: it may stand for clips whose ids cannot be read
                 elif self.clips.admits(raw.clip_id):
-                    yield prepare_clip(raw, corpus, codec)
+                    clip = prepare_clip(raw, corpus, codec)
+                    yield clip if isinstance(clip, ClipProblem) else check_plausible(clip, corpus, statistics)
 
     def _starts(self, clip: PreparedClip) -> np.ndarray:
         frames = self.spec.codec.window_frames

@@ -23,6 +23,8 @@ from pipeline.token_store import TokenStore
 
 DEFAULT_BATCH_CPU, DEFAULT_BATCH_GPU = 32, 1024
 
+_OTHER = "name another folder, or put it in this one's place with --restart"
+
 OWN_NAMES = {"_store", "runs", "report"}
 """What may stand in an output before its first dataset.json."""
 
@@ -88,6 +90,15 @@ def prepare(request: TokenizeRequest, executor: Executor) -> Job:
     return Job(config, output, roots, codec, contract, export_spec(config, split_digest), clips, listed)
 
 
+def check_output(job: Job) -> None:
+    """Look again whether the output may be continued under the job's contract.
+
+    Raises:
+        OutputMismatchError: another run began another dataset there meanwhile.
+    """
+    _standing_contract(job.output, job.contract, job.config)
+
+
 def _without_output(root: InputRoot, output: Folder) -> InputRoot:
     """Leave out what stands in the output, where that lies inside an input: our shards are no motion."""
     inside = output.path_below(root.folder)
@@ -118,12 +129,16 @@ def _standing_contract(output: Folder, contract: Contract, config: JobConfig) ->
                 f"{output} is not empty and holds no token dataset ({shown}): name another folder"
             )
         return contract
+    if manifest is not None and manifest.spec_id != contract.spec.spec_id and not config.run.restart:
+        raise _mismatch(output, contract, manifest.contract, _OTHER)
     for other in standing:
         if other.spec == contract.spec:
             if other.numerics != contract.numerics and config.run.numerics != "mixed":
                 raise _mismatch(output, contract, other, "allow it with --set run.numerics=mixed")
             return other
-    raise _mismatch(output, contract, standing[0], "name another folder")
+    if config.run.restart:
+        return contract
+    raise _mismatch(output, contract, standing[0], _OTHER)
 
 
 def _mismatch(output: Folder, ours: Contract, theirs: Contract, next_step: str) -> OutputMismatchError:

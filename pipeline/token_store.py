@@ -98,9 +98,7 @@ class TokenStore:
 
     def publish_fragment(self, unit: Unit, data: bytes) -> None:
         """Commit a unit's fragment; where one already stands, the first one stays."""
-        path = self.fragment_path(unit.key, unit.stamp)
-        if not self.folder.exists(path):
-            self.folder.publish(path, data)
+        self.folder.publish_new(self.fragment_path(unit.key, unit.stamp), data)
 
     def read_fragment(self, unit_key: str, stamp: str) -> pa.Table:
         """Return a fragment's token rows.

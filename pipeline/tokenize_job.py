@@ -8,16 +8,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
+from pipeline.drop_limit import TooManyDroppedError, check_dropped
 from pipeline.errors import IncompleteError, NoClipLeftError, OutputMismatchError
 from pipeline.execution import Executor, JobRecord, TokenizeProgress, TokenizeStages
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset, remove_outdated
+from pipeline.isolation import find_crashing
 from pipeline.manifest import Manifest, publish_manifest, read_manifest
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.read_units import UnitReader
-from pipeline.request import Job, TokenizeRequest, prepare
+from pipeline.request import Job, TokenizeRequest, check_output, prepare
+from pipeline.run_lease import RunLease
+from pipeline.stopping import StopSwitch
 from pipeline.tokenizer_actor import TokenizerSettings
 from pipeline.write_fragments import FragmentWriter
 
@@ -27,8 +32,16 @@ RUN_BYTES = 128 << 20
 STAT_THREADS = 16
 
 
+@dataclass(frozen=True)
+class JobControl:
+    """What a command holds over its job: its name, and how it is stopped."""
+
+    run_id: str
+    stop: StopSwitch
+
+
 def tokenize_dataset(
-    request: TokenizeRequest, executor: Executor, observer: JobObserver, record: JobRecord
+    request: TokenizeRequest, executor: Executor, observer: JobObserver, record: JobRecord, control: JobControl
 ) -> Manifest:
     """Run the whole job and return the published manifest.
 
@@ -38,46 +51,60 @@ def tokenize_dataset(
     Raises:
         RequestError: the job cannot start; nothing was written.
         NoClipLeftError: every clip was dropped.
-        IncompleteError: units are missing; the same command continues.
+        TooManyDroppedError: more clips were dropped than `run.max_dropped` allows.
+        IncompleteError: units are missing, or another run is active; the same command continues.
+        Stopped: a signal came.
     """
     observer.on_stage("plan")
     job = prepare(request, executor)
     plan = make_plan(job.roots, job.contract.corpus)
-    committed = job.store.list_fragments()
-    missing = [unit for unit in plan.units if (unit.key, unit.stamp) not in committed]
+    missing = _missing(job, plan)
     num_skipped = sum(root.skipped for root in job.roots)
     observer.on_plan(plan, len(plan.units) - len(missing), num_skipped)
     record.notes.update(spec_id=job.contract.spec.spec_id, plan=plan.digest, units=len(plan.units))
     record.notes.update(skipped_files=num_skipped, input_bytes=plan.num_bytes)
     record.lap("plan")
 
-    standing = read_manifest(job.output)
-    if standing and not missing and _is_current(standing, job, plan):
-        record.already_complete = True
+    standing = _current(job, plan, missing, record)
+    if standing is not None:
         return standing
-    observer.on_stage("start")
-    executor.start()
-    record.lap("start")
-    if job.store.read_contract() is None:
-        job.store.publish_contract(job.contract)
-    job.store.publish_plan(plan)
-    if missing:
-        _tokenize(job, missing, executor, TokenizeProgress(observer, record))
-        record.lap("tokenize")
+    when_active = request.config.run.when_active
+    lease = RunLease(job.output, control.run_id, when_active, on_wait=observer.on_wait, on_lost=control.stop.ask)
+    with lease.held():
+        check_output(job)  # another run may have begun, or done the work meanwhile
+        missing = _missing(job, plan)
+        standing = _current(job, plan, missing, record)
+        if standing is not None:
+            return standing
+        observer.on_stage("start")
+        executor.start()
+        record.lap("start")
+        if job.store.read_contract() is None:
+            job.store.publish_contract(job.contract)
+        job.store.publish_plan(plan)
+        if missing:
+            with control.stop.graceful():
+                _tokenize(job, missing, executor, TokenizeProgress(observer, record, control.stop))
+            record.lap("tokenize")
+        manifest = _publish(job, plan, executor, observer)
+        record.lap("export")
+        return manifest
 
+
+def _publish(job: Job, plan: Plan, executor: Executor, observer: JobObserver) -> Manifest:
+    """Export the fragments of a plan, and make the dataset the current one."""
     observer.on_stage("export")
     fragments = tuple(Fragment(0, unit.key, unit.stamp) for unit in plan.units)
-    source = ExportSource((job.store,), fragments, job.contract)
+    source = ExportSource((job.store,), fragments, job.contract, job.config.run.max_dropped)
     try:
         manifest = export_dataset(source, job.output, job.export, job.listed, executor.build, observer)
-    except NoClipLeftError:
-        if standing is None:
+    except (NoClipLeftError, TooManyDroppedError):
+        if read_manifest(job.output) is None:
             job.store.forget_contract()  # nothing stands here: the next try may set other things
         raise
     job.store.publish_version(manifest.version, plan)
     publish_manifest(job.output, manifest)
     remove_outdated(job.output, manifest)
-    record.lap("export")
     return manifest
 
 
@@ -89,10 +116,18 @@ def _tokenize(job: Job, missing: Sequence[Unit], executor: Executor, progress: T
     """
     num_actors = job.config.run.workers or int(executor.num_gpus) or 1
     runs = group_units(missing, num_actors)
-    for account in executor.tokenize(runs, _stages(job, executor, min(num_actors, len(runs))), progress):
+    stages = _stages(job, executor, min(num_actors, len(runs)))
+    for account in executor.tokenize(runs, stages, progress):
         progress.committed(account)
-    committed = job.store.list_fragments()
-    lost = [unit for unit in missing if (unit.key, unit.stamp) not in committed]
+    lost = _missing(job, Plan(tuple(missing)))
+    if lost and not progress.is_stopping:
+        crashing = {unit.key: find_crashing(unit, stages.reader, executor.survives) for unit in lost}
+        reader = replace(stages.reader, crashing={key: parts for key, parts in crashing.items() if parts})
+        for account in executor.tokenize([[unit] for unit in lost], replace(stages, reader=reader), progress):
+            progress.committed(account)
+        lost = _missing(job, Plan(tuple(lost)))
+    if lost or progress.was_signalled:
+        progress.check(is_drained=True)
     if lost:
         names = ", ".join(unit.parts[0].path for unit in lost[:5])
         raise IncompleteError(f"{len(lost)} units have no fragment ({names}, ..): run the same command again")
@@ -108,8 +143,9 @@ def _stages(job: Job, executor: Executor, num_actors: int) -> TokenizeStages:
         mixed_numerics=run.numerics == "mixed",
     )
     on_gpu = executor.num_gpus > 0
+    folders = {root.name: root.folder for root in job.roots}
     return TokenizeStages(
-        reader=UnitReader({root.name: root.folder for root in job.roots}, job.contract.spec, job.clips),
+        reader=UnitReader(folders, job.contract.spec, job.clips, job.codec.mean, job.codec.std),
         codec=job.codec.data,
         tokenizer=settings,
         writer=FragmentWriter(job.store, job.contract),
@@ -143,15 +179,29 @@ def group_units(units: Sequence[Unit], num_actors: int) -> list[list[Unit]]:
     return runs
 
 
-def _is_current(manifest: Manifest, job: Job, plan: Plan) -> bool:
-    """Return whether a published dataset is what this job would publish, and all its files stand in their size."""
+def _missing(job: Job, plan: Plan) -> list[Unit]:
+    """Return the planned units without a fragment, learned by listing alone."""
+    committed = job.store.list_fragments()
+    return [unit for unit in plan.units if (unit.key, unit.stamp) not in committed]
+
+
+def _current(job: Job, plan: Plan, missing: Sequence[Unit], record: JobRecord) -> Manifest | None:
+    """Return the published dataset if it is what this job would publish, and all its files stand in their size."""
+    manifest = None if missing else read_manifest(job.output)
+    if manifest is None:
+        return None
     if (manifest.spec_id, manifest.export_id) != (job.contract.spec.spec_id, job.export.export_id):
-        return False
+        return None
     try:
         published = job.store.plan_of_version(manifest.version)
     except OutputMismatchError:
-        return False
+        return None
     with ThreadPoolExecutor(STAT_THREADS) as pool:
         standing = list(pool.map(lambda file: job.output.stat(file.path), manifest.all_files))
     sizes = [file.bytes for file in manifest.all_files]
-    return published.digest == plan.digest and [file and file.num_bytes for file in standing] == sizes
+    is_whole = [file and file.num_bytes for file in standing] == sizes
+    record.already_complete = published.digest == plan.digest and is_whole
+    if not record.already_complete:
+        return None
+    check_dropped(manifest.counts, manifest.drops, job.config.run.max_dropped)
+    return manifest

@@ -71,6 +71,8 @@ def make_corpus() -> Callable[..., CorpusSpec]:
         "columns": None,
         "fps": None,
         "resample": "none",
+        "max_abs_z": None,
+        "max_frozen_frames": None,
         "clips": "",
         "window": WindowRule(stride=5, tail="shift", phases=0, seed=0),
         "unit_bytes": 128 << 20,

@@ -36,6 +36,8 @@ ANOTHER_VALUE = {
     "input.columns": "0:106",
     "input.fps": "30",
     "input.resample": "linear",
+    "input.max_abs_z": "50",
+    "input.max_frozen_frames": "25",
     "input.clips.include": "ids.txt",
     "input.clips.exclude": "ids.txt",
     "input.duplicate_ids": "suffix",
@@ -59,7 +61,13 @@ ANOTHER_VALUE = {
     "run.workers": "3",
     "run.threads": "3",
     "run.local": "true",
+    "run.when_active": "leave",
+    "run.grace_s": "3",
+    "run.deadline": "06:00",
+    "run.max_runtime": "90m",
+    "run.restart": "true",
     "run.numerics": "mixed",
+    "run.max_dropped": "10",
     "run.storage_options": "{anon: true}",
 }
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Contract, ExportSpec
+from pipeline.drop_limit import check_dropped
 from pipeline.errors import NoClipLeftError
 from pipeline.export.build import Fragment, ShardBuilder, ShardResult, ShardTask
 from pipeline.export.card import dataset_card
@@ -46,6 +47,8 @@ class ExportSource:
     stores: tuple[TokenStore, ...]
     fragments: tuple[Fragment, ...]
     contract: Contract
+    max_dropped: int | float | None = None
+    """Dropped clips that are allowed: a count, or a share of all."""
 
 
 def export_dataset(
@@ -64,6 +67,7 @@ def export_dataset(
 
     Raises:
         NoClipLeftError: every clip was dropped.
+        TooManyDroppedError: more were dropped than the source allows; nothing was written.
         StorageError: storage did not answer after all retries.
     """
     fragments = sorted(source.fragments, key=lambda fragment: (fragment.unit_key, fragment.store))
@@ -71,6 +75,9 @@ def export_dataset(
     clips = resolve_duplicates(join_ledgers(_ledgers(source, fragments)), export.duplicate_ids)
     if not clips.num_windows.any():
         raise NoClipLeftError(_why_no_clip(clips))
+    drops = Counter(reason for reason in clips.table["drop_reason"].to_pylist() if reason)
+    kept = int((clips.num_windows > 0).sum())
+    check_dropped({"clips": kept, "dropped_clips": drops.total()}, drops, source.max_dropped)
     splits = assign_splits(clips, export, listed)
     layouts = lay_out_shards(clips, splits, unit_keys, export)
     observer.on_layout(len(layouts), int(clips.num_windows.sum()))

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from pipeline.config import CorpusSpec
 from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.sources.clip import ClipError, Part, RawClip, field_value, fps_field, raw_clip
-from pipeline.storage import Folder
+from pipeline.sources.sizes import MAX_CLIP_BYTES, clip_bytes_fault, growth_fault
+from pipeline.storage import Folder, StoredFile
 
-# A deflate stream cannot grow by more than this.
-MAX_DEFLATE_RATIO = 1032
+_NUM_SHOWN = 20
 
 _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -40,6 +40,13 @@ _HEADER_FAULTS = (
 _ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
 
 
+def cut_arrays(whole: Part, file: StoredFile) -> list[Part]:
+    """Return the one part of an npz or npy file; of one that is too large for a clip, no more is asked for."""
+    if file.num_bytes <= MAX_CLIP_BYTES:
+        return [whole]
+    return [Part(whole.input_name, whole.path, whole.format, 0, MAX_CLIP_BYTES)]
+
+
 def read_arrays(folder: Folder, part: Part, corpus: CorpusSpec) -> Iterator[RawClip | ClipProblem]:
     """Yield the one clip of an npz or npy file, or its problem.
 
@@ -47,6 +54,10 @@ def read_arrays(folder: Folder, part: Part, corpus: CorpusSpec) -> Iterator[RawC
         FileNotFoundError: the file is gone.
         StorageError: storage does not answer.
     """
+    if part.stop is not None:
+        detail = f"the file has more than {part.stop} bytes, one clip has at most so many: cut it into several"
+        yield part.problem(part.stem, "", DropReason.UNREADABLE, detail)
+        return
     data = folder.read(part.path)
     try:
         motion, fields = _motion_and_fields(data, corpus, part.format)
@@ -96,7 +107,7 @@ def _motion_and_fields(data: bytes, corpus: CorpusSpec, file_format: str) -> tup
         raise ClipError(reason, f"no npz archive: {error}") from error
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
     if corpus.motion_field not in members:
-        found = ", ".join(sorted(members)) or "none"
+        found = ", ".join(sorted(members)[:_NUM_SHOWN]) or "none"
         raise ClipError(DropReason.MISSING_FIELD, f"no key {corpus.motion_field!r}, found: {found}")
     wanted = {corpus.clip_id_field or "clip_id", fps_field(corpus) or "fps"}
     fields: dict[str, Any] = dict.fromkeys(members)
@@ -107,11 +118,14 @@ def _motion_and_fields(data: bytes, corpus: CorpusSpec, file_format: str) -> tup
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.NDArray[Any]:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ClipError(DropReason.UNREADABLE, f"{info.filename} is compressed in a way numpy does not write")
-    if info.file_size > (info.compress_size + 1) * MAX_DEFLATE_RATIO:
-        detail = f"{info.filename} promises {info.file_size} bytes of {info.compress_size} compressed ones"
-        raise ClipError(DropReason.UNREADABLE, detail)
+    fault = clip_bytes_fault(info.filename, info.file_size)
+    fault = fault or growth_fault(info.filename, info.file_size, info.compress_size)
+    if fault:
+        raise ClipError(DropReason.UNREADABLE, fault)
     try:
-        return array_from_npy(archive.read(info))
+        with archive.open(info) as member:
+            # a size is named, since zipfile inflates up to 2 GiB at once where none is
+            return array_from_npy(member.read(info.file_size))
     except _ZIP_FAULTS as error:
         raise ClipError(DropReason.UNREADABLE, f"{info.filename}: {error}") from error
 

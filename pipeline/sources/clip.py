@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from pipeline.config import CodecSpec, CorpusSpec
 from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.sources.sizes import growth_fault
 
 MAX_CLIP_ID_CHARS = 1024
+MAX_TEXT_CHARS = 2048
 FPS_TOLERANCE = 1e-6
 
 _FLOAT_BYTES = (2, 4, 8)
@@ -59,7 +61,7 @@ class Part:
     def problem(self, clip_id: str, where: str, reason: DropReason, detail: str) -> ClipProblem:
         """Return a problem at a place of this part; `clip_id` without the input's name, texts made safe."""
         full_id = printable(qualified(self.input_name, clip_id))[:MAX_CLIP_ID_CHARS]
-        return ClipProblem(full_id, self.source, printable(where), reason, printable(detail))
+        return ClipProblem(full_id, self.source, short(where), reason, short(detail))
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,12 @@ def printable(text: str) -> str:
     return "".join(f"\\x{ord(char):02x}" if _is_control(char) else char for char in safe)
 
 
+def short(text: str) -> str:
+    """Return a printable text of at most `MAX_TEXT_CHARS`: names and messages may come from damaged files."""
+    safe = printable(text[: MAX_TEXT_CHARS + 1])
+    return safe if len(safe) <= MAX_TEXT_CHARS else f"{safe[: MAX_TEXT_CHARS - 3]}..."
+
+
 def field_value(fields: Mapping[str, Any], configured: str | None, default: str) -> Any:
     """Return a clip's optional field: the configured one, else the default one, else None.
 
@@ -131,14 +139,15 @@ def raw_clip(
         fields: values of the id's field and of the rate's field, None where there is none.
     """
     id_value, fps_value = fields
-    clip_id = str(id_value) if isinstance(id_value, int) else id_value
+    is_number = isinstance(id_value, int) and not isinstance(id_value, bool)
+    clip_id = str(id_value) if is_number else id_value
     if clip_id is None:
         clip_id = default_id
     fault = _clip_id_fault(clip_id)
     if fault:
         return part.problem(default_id, where, DropReason.BAD_CLIP_ID, fault)
     fps = fps_value if corpus.fps is None or isinstance(corpus.fps, str) else corpus.fps
-    return RawClip(qualified(part.input_name, clip_id), part.source, printable(where), motion, _as_fps(fps))
+    return RawClip(qualified(part.input_name, clip_id), part.source, short(where), motion, _as_fps(fps))
 
 
 def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> PreparedClip | ClipProblem:
@@ -152,10 +161,11 @@ def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> Prepared
         rate = _checked_fps(raw.fps, corpus, codec)
         motion = _finite_float32(selected, corpus)
         if rate != codec.fps:
+            _check_resampled_size(selected, rate, codec.fps)
             motion = resample(selected, rate, codec.fps)
     except ClipError as error:
         clip_id = printable(raw.clip_id)[:MAX_CLIP_ID_CHARS]
-        return ClipProblem(clip_id, raw.source, raw.where, error.reason, error.detail)
+        return ClipProblem(clip_id, raw.source, raw.where, error.reason, short(error.detail))
     return PreparedClip(raw.clip_id, raw.source, raw.where, motion, motion_digest(motion))
 
 
@@ -214,6 +224,8 @@ def _as_fps(value: Any) -> float | None:
     """Return a stored rate as a number: NaN where it is none, None where nothing is stored."""
     if value is None:
         return None
+    if isinstance(value, bool):
+        return math.nan
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -252,6 +264,17 @@ def _checked_fps(fps: float | None, corpus: CorpusSpec, codec: CodecSpec) -> flo
     if corpus.resample != "linear":
         raise ClipError(DropReason.FPS_MISMATCH, f"wanted {codec.fps:g} frames a second, found {fps:g}")
     return fps
+
+
+def _check_resampled_size(selected: npt.NDArray[Any], fps_in: float, fps_out: float) -> None:
+    """Refuse rates close to 0, which would make endless motion of few frames."""
+    growth = fps_out / fps_in
+    num_bytes = selected.size * 4 * growth
+    if not math.isfinite(num_bytes):
+        raise ClipError(DropReason.FPS_MISMATCH, f"{fps_in:g} frames a second cannot be made {fps_out:g}")
+    fault = growth_fault(f"motion of {fps_in:g} frames a second", int(num_bytes), selected.nbytes)
+    if fault:
+        raise ClipError(DropReason.FPS_MISMATCH, fault)
 
 
 def _finite_float32(selected: npt.NDArray[Any], corpus: CorpusSpec) -> npt.NDArray[np.float32]:

@@ -5,6 +5,7 @@ Knows no other format.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
@@ -22,14 +23,14 @@ import pyarrow.parquet as pq
 from pipeline.config import CodecSpec, CorpusSpec
 from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.sources.clip import ClipError, Part, RawClip, fps_field, raw_clip
+from pipeline.sources.parquet_footer import ChunkClaim, chunk_claims
+from pipeline.sources.sizes import MAX_GROWTH, growth_fault
 from pipeline.storage import Folder
 
 BATCH_BYTES = 16 << 20
 
-# Motion that a footer promises beyond this many times the file's size is damage, not compression.
-MAX_GROWTH = 64
-
 _MAGIC = b"PAR1"
+_REFERENCE_BYTES = 8
 _FAULTS = (pa.ArrowException, OSError, ValueError, MemoryError)
 
 
@@ -96,15 +97,24 @@ def read_parquet(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpe
         try:
             parquet = _opened(file)
             with _damage_in("the footer"):
-                columns = _find_columns(parquet.schema_arrow, corpus)
+                schema = parquet.schema_arrow
+                columns = _find_columns(schema, corpus)
+                if columns.clip_id in schema.names and pa.types.is_string(schema.field(columns.clip_id).type):
+                    # a long text that repeats is held once
+                    parquet = pq.ParquetFile(
+                        file, metadata=parquet.metadata, pre_buffer=True, read_dictionary=[columns.clip_id]
+                    )
                 groups = list(_row_groups(parquet, part))
+                claims = _claims(parquet)
+                file_bytes = file.seek(0, os.SEEK_END)
         except ClipError as error:
             yield part.problem(part.stem, "", error.reason, error.detail)
             return
         with closing(parquet):
             for group in groups:
                 try:
-                    for row, batch in _batches(parquet, group, columns):
+                    num_bytes = _decoded_bytes(claims[group.index], columns, schema, file_bytes)
+                    for row, batch in _batches(parquet, group, columns, num_bytes):
                         yield from _clips(batch, row, part, columns, corpus, flat_dim)
                 except ClipError as error:
                     yield part.problem(part.stem, _rows(group), error.reason, error.detail)
@@ -257,13 +267,54 @@ def _row_groups(parquet: Any, part: Part) -> Iterator[_RowGroup]:
         first_row += group.num_rows
 
 
+def _claims(parquet: Any) -> list[list[ChunkClaim]]:
+    """Return what the footer claims of every row group's chunks."""
+    footer = io.BytesIO()
+    parquet.metadata.write_metadata_file(footer)
+    return chunk_claims(footer.getbuffer()[len(_MAGIC) : -len(_MAGIC) - 4])
+
+
+def _decoded_bytes(chunks: list[ChunkClaim], columns: _Columns, schema: Any, file_bytes: int) -> int:
+    """Return the bytes that the wanted columns of a row group become.
+
+    Raises:
+        ClipError: far more than is stored: runs of one value can stand for any number of them.
+    """
+    wanted = [chunk for name in columns.names() for chunk in chunks if _is_in(chunk, name)]
+    num_nulls = sum(chunk.num_nulls for chunk in chunks if _is_in(chunk, columns.motion))
+    num_bytes = sum(chunk.decoded_bytes for chunk in wanted)
+    # a null in place of a fixed-size list takes as much as the list
+    num_bytes += _fixed_bytes(schema, columns.motion) * max(1, num_nulls)
+    fault = growth_fault("the row group", num_bytes, min(file_bytes, sum(chunk.stored_bytes for chunk in wanted)))
+    if fault:
+        raise ClipError(DropReason.UNREADABLE, fault)
+    return num_bytes
+
+
+def _is_in(chunk: ChunkClaim, name: str) -> bool:
+    """Return whether a chunk belongs to a column, or to the field `b` of a struct column `a` for the name ``a.b``."""
+    return chunk.path[:1] == (name,) or chunk.path[: name.count(".") + 1] == tuple(name.split("."))
+
+
+def _fixed_bytes(schema: Any, motion: str) -> int:
+    """Return the bytes of one fixed-size list of the motion's type, 0 without one."""
+    outer, _, inner = motion.partition(".")
+    kind = schema.field(motion).type if motion in schema.names else schema.field(outer).type.field(inner).type
+    num_bytes, is_fixed = _REFERENCE_BYTES, False
+    while _is_list(kind):
+        if pa.types.is_fixed_size_list(kind):
+            num_bytes, is_fixed = num_bytes * kind.list_size, True
+        kind = kind.value_type
+    return num_bytes if is_fixed else 0
+
+
 def _rows(group: _RowGroup) -> str:
     return f"rows {group.start} to {group.stop - 1}"
 
 
-def _batches(parquet: Any, group: _RowGroup, columns: _Columns) -> Iterator[tuple[int, Any]]:
+def _batches(parquet: Any, group: _RowGroup, columns: _Columns, num_bytes: int) -> Iterator[tuple[int, Any]]:
     """Yield (first row, batch) of a row group's wanted rows; ClipError where they cannot be decoded."""
-    batch_rows = max(1, BATCH_BYTES * group.num_rows // max(1, group.num_bytes))
+    batch_rows = max(1, BATCH_BYTES * group.num_rows // max(1, group.num_bytes, num_bytes))
     row = group.first_row
     with _damage_in("the row group"):
         for batch in parquet.iter_batches(
@@ -297,7 +348,11 @@ def _values(batch: Any, name: str | None) -> list[Any]:
     """Return a column as Python values, None without one; what Python cannot hold stays an Arrow scalar."""
     if name is None:
         return [None] * batch.num_rows
-    return [_value(scalar) for scalar in _column(batch, name)]
+    column = _column(batch, name)
+    if isinstance(column, pa.DictionaryArray):
+        values = [_value(scalar) for scalar in column.dictionary]
+        return [None if index is None else values[index] for index in column.indices.to_pylist()]
+    return [_value(scalar) for scalar in column]
 
 
 def _value(scalar: Any) -> Any:

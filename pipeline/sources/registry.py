@@ -60,7 +60,9 @@ def cut_file(folder: Folder, input_name: str, file: StoredFile, corpus: CorpusSp
             return cut_webdataset(folder, whole, corpus)
     except OSError as error:
         raise _storage_error(folder, whole, error) from error
-    return [whole]
+    from pipeline.sources.arrays import cut_arrays
+
+    return cut_arrays(whole, file)
 
 
 def read_part(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpec) -> Iterator[RawClip | ClipProblem]:

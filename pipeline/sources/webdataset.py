@@ -16,9 +16,11 @@ from pipeline.config import CorpusSpec
 from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.sources.arrays import array_from_npy
 from pipeline.sources.clip import ClipError, Part, RawClip, field_value, fps_field, raw_clip
+from pipeline.sources.sizes import MAX_HEADER_BYTES, MAX_JSON_BYTES, clip_bytes_fault
 from pipeline.storage import Folder
 
 Member = tarfile.TarInfo
+_NUM_SHOWN = 20
 
 _TAR_FAULTS = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
 
@@ -74,6 +76,8 @@ def _fault(part: Part, key: str, members: Sequence[Member], sample: dict[str, Me
     link = next((member for member in members if not member.isreg()), None)
     if link is not None:
         detail = f"member {link.name} is a link or device: pack the files themselves"
+    elif any(member.issparse() for member in members):
+        detail = "a member is stored sparse, with its zeros left out: pack without --sparse"
     elif len(sample) < len(members):
         detail = f"{len(members)} members of {len(sample)} names: give each sample a key of its own"
     else:
@@ -88,14 +92,17 @@ def _clip(file: BinaryIO, part: Part, key: str, sample: dict[str, Member], corpu
     where = f"member {sample[extension].name}" if extension else f"sample {key}"
     try:
         if extension is None:
-            found = ", ".join(sorted(sample))
+            found = ", ".join(sorted(sample)[:_NUM_SHOWN])
             detail = f"no member .{corpus.motion_field}.npy or .npy, found: {found}"
             raise ClipError(DropReason.MISSING_FIELD, detail)
-        fields = _json_fields(_bytes_of(file, sample["json"])) if "json" in sample else {}
+        fields = _json_fields(file, sample["json"]) if "json" in sample else {}
         values = (
             field_value(fields, corpus.clip_id_field, "clip_id"),
             field_value(fields, fps_field(corpus), "fps"),
         )
+        fault = clip_bytes_fault(sample[extension].name, sample[extension].size)
+        if fault:
+            raise ClipError(DropReason.UNREADABLE, fault)
         motion = array_from_npy(_bytes_of(file, sample[extension]))
     except ClipError as error:
         return part.problem(default_id, where, error.reason, error.detail)
@@ -111,7 +118,8 @@ def _members(file: BinaryIO, part: Part) -> Iterator[Member]:
     file_bytes = file.seek(0, os.SEEK_END)
     at = file.seek(part.start or 0)
     try:
-        tar: Any = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (the file is the caller's)
+        headers: Any = _HeaderFile(file)
+        tar: Any = tarfile.open(fileobj=headers, mode="r:")  # noqa: SIM115 (the file is the caller's)
         while part.stop is None or at < part.stop:
             member = tar.next()
             if member is None:
@@ -125,6 +133,21 @@ def _members(file: BinaryIO, part: Part) -> Iterator[Member]:
                 raise ClipError(DropReason.TRUNCATED, detail)
     except _TAR_FAULTS as error:
         raise ClipError(_damage(file, at), f"byte {at}: {error}") from error
+
+
+class _HeaderFile:
+    """A tar as its parser sees it: built and dropped by `_members`; gives headers and nothing as large as a file."""
+
+    name = ""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, num_bytes: int) -> bytes:
+        if num_bytes > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {num_bytes} bytes for a name or its like")
+        return self._file.read(num_bytes)
 
 
 def _check_end(file: BinaryIO, at: int) -> None:
@@ -155,9 +178,12 @@ def _bytes_of(file: BinaryIO, member: Member) -> bytes:
     return file.read(member.size)
 
 
-def _json_fields(data: bytes) -> dict[str, Any]:
+def _json_fields(file: BinaryIO, member: Member) -> dict[str, Any]:
+    if member.size > MAX_JSON_BYTES:
+        detail = f"the sample's .json has {member.size} bytes, at most {MAX_JSON_BYTES} are read"
+        raise ClipError(DropReason.UNREADABLE, detail)
     try:
-        tree = json.loads(data)
+        tree = json.loads(_bytes_of(file, member))
     except (ValueError, RecursionError) as error:
         raise ClipError(DropReason.UNREADABLE, f"the sample's .json: {error}") from error
     return tree if isinstance(tree, dict) else {}

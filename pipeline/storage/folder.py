@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pipeline.errors import InputFormatError, InputNotFoundError
-from pipeline.storage.files import LocalFiles, RemoteFiles, StoredFile
+from pipeline.storage.files import LocalFiles, StoredFile
+from pipeline.storage.remote import RemoteFiles, S3Files
 from pipeline.storage.retries import with_retries, without_secrets
 
 Result = TypeVar("Result")
 
 READ_BLOCK_BYTES = 4 << 20
+_S3_SCHEMES = ("s3://", "s3a://")
 
 
 class Folder:
@@ -35,7 +37,12 @@ class Folder:
         local = _local_part(url)
         self.options = dict(options or {})
         self.url = url.rstrip("/") if local is None else str(Path(local).absolute())
-        self._files = RemoteFiles(self.url, self.options) if local is None else LocalFiles(self.url)
+        self._files: LocalFiles | RemoteFiles
+        if local is not None:
+            self._files = LocalFiles(self.url)
+        else:
+            kind = S3Files if self.url.startswith(_S3_SCHEMES) else RemoteFiles
+            self._files = kind(self.url, self.options)
 
     def __repr__(self) -> str:
         return f"Folder({without_secrets(self.url)!r})"
@@ -130,6 +137,27 @@ class Folder:
             StorageError: storage does not answer, denies or is full.
         """
         self._retry(lambda at: self._files.publish(at, data), "write", path)
+
+    def publish_new(self, path: str, data: bytes | memoryview) -> bool:
+        """Write a whole file if none stands at `path`, and leave the first one as it is.
+
+        Of several writers at once one wins, on local disks and on S3 servers that know If-None-Match. Elsewhere
+        two who look at the same moment both write: the last one's bytes stand, whole.
+
+        Returns:
+            Whether these bytes were written by this call; also when a try whose answer was lost wrote them.
+
+        Raises:
+            StorageError: storage does not answer, denies or is full.
+        """
+        is_retry = False
+
+        def create(at: str) -> bool:
+            nonlocal is_retry
+            was_tried, is_retry = is_retry, True
+            return self._files.publish_new(at, data) or (was_tried and self._files.read(at) == data)
+
+        return self._retry(create, "write", path)
 
     def delete(self, path: str) -> None:
         """Remove a file; a missing one is no error."""

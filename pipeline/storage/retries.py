@@ -1,11 +1,14 @@
-"""The one retry of the project: which storage errors may pass, how long to wait, what to say at the end.
+"""The one retry of the project: which storage errors may pass, how long to wait and try, what to say at the end.
 
-Knows no file and no filesystem.
+Knows no file and no filesystem. Its waits are drawn by chance, so that many workers do not come back together; nothing
+else here is.
 """
 
 from __future__ import annotations
 
 import errno
+import math
+import random
 import re
 import time
 from collections.abc import Callable
@@ -16,9 +19,17 @@ from pipeline.errors import StorageError
 Result = TypeVar("Result")
 
 RETRY_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Mean waits between tries; each is drawn from half to one and a half times as long."""
+TRY_S = 100.0
+"""How long one try of a remote operation may last, besides the time that its bytes need."""
+SLOWEST_BYTES_PER_S = 1 << 20
+DEADLINE_S = 300.0
+"""How long an operation may last with all its tries; none begins when less than TRY_S is left."""
 
+_CHANCE = random.SystemRandom()  # the operating system's: draws nothing from seeded generators, differs after a fork
 _CALLERS_BUSINESS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_DAMAGED_ON_THE_WAY = ("BadDigest", "IncompleteBody", "NoSuchUpload", "OperationAborted", "RequestTimeout")
 _PERMANENT = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS)
 
 
@@ -28,36 +39,54 @@ def with_retries(operation: Callable[[], Result], what: str) -> Result:
     A file that is missing, exists already or is a folder is the caller's business: that error passes.
 
     Args:
-        operation: safe to repeat.
+        operation: safe to repeat; it abandons itself when a try lasts too long.
         what: verb and location for the message, without credentials.
 
     Raises:
-        StorageError: every try failed, or the error cannot pass (access denied, disk full).
+        StorageError: every try failed, the deadline is near, or the error cannot pass (access denied, disk full).
     """
+    began_s, tries = time.monotonic(), 0
     waits_s = iter(RETRY_WAITS_S)
     while True:
+        tries += 1
         try:
             return operation()
-        except _CALLERS_BUSINESS:
-            raise
         except Exception as error:
             may_pass = _may_pass(error)
             if may_pass is None:
                 raise
-            wait_s = next(waits_s, None) if may_pass else None
-            if wait_s is None:
-                raise StorageError(f"cannot {what}: {_reason(error)}; {_next_step(error, may_pass)}") from error
+            spent_s = time.monotonic() - began_s
+            wait_s = next(waits_s, math.inf) * _CHANCE.uniform(0.5, 1.5)
+            if not may_pass or spent_s + wait_s > DEADLINE_S - TRY_S:
+                failed = f"tried {tries} times in {spent_s:.0f} s: run the same command again when storage answers"
+                step = failed if may_pass else _next_step(error)
+                raise StorageError(f"cannot {what}: {_reason(error)}; {step}") from error
         time.sleep(wait_s)
+
+
+def try_s(num_bytes: int) -> float:
+    """Return how long one try may last that moves so many bytes."""
+    return TRY_S + num_bytes / SLOWEST_BYTES_PER_S
+
+
+def server_code(error: BaseException) -> str:
+    """Return the S3 server's name for an error that it answered, "" for any other error."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def without_secrets(text: str) -> str:
     """Return a message or URL without user and password and, of web addresses, without signature."""
-    text = re.sub(r"://[^/@\s'\"]*@", "://", text)
+    text = re.sub(r"://(?:[^/:@\s'\"]*:[^@\s'\"]*|[^/@\s'\"]*)@", "://", text)  # a password may hold a slash
     return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
 
 
 def _may_pass(error: Exception) -> bool | None:
     """Return whether waiting may help; None where storage is not to blame."""
+    if server_code(error) in _DAMAGED_ON_THE_WAY:
+        return True
+    if isinstance(error, _CALLERS_BUSINESS):
+        return None
     if isinstance(error, OSError):
         return not isinstance(error, PermissionError) and error.errno not in _PERMANENT
     from aiohttp import ClientError
@@ -74,9 +103,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {without_secrets(said)}" if said else type(error).__name__
 
 
-def _next_step(error: Exception, may_pass: bool) -> str:
-    if may_pass:
-        return f"tried {len(RETRY_WAITS_S) + 1} times: run the same command again when storage answers"
+def _next_step(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _FULL:
         return "free space there, then run the same command again"
     return "check credentials, permissions and the location, then run the same command again"

@@ -20,6 +20,7 @@ from pipeline.execution import JobRecord, TokenizeProgress, TokenizeStages
 from pipeline.observer import JobObserver
 from pipeline.plan import make_plan
 from pipeline.read_units import UnitReader
+from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder, open_inputs
 from pipeline.token_store import TokenStore
 from pipeline.tokenizer_actor import TokenizerSettings
@@ -61,7 +62,7 @@ def test_a_worker_of_other_numerics_refuses_by_name(corpus, tmp_path, make_corpu
     )
     runs = [[unit] for unit in make_plan(roots, spec.corpus).units]
     with pytest.raises(OutputMismatchError, match="abacus"):
-        list(tokenize_with_ray(runs, stages, TokenizeProgress(JobObserver(), JobRecord())))
+        list(tokenize_with_ray(runs, stages, TokenizeProgress(JobObserver(), JobRecord(), StopSwitch())))
 
 
 def run_until_committed(corpus, output):

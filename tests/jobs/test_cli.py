@@ -15,7 +15,8 @@ from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app, job_config
 from pipeline.errors import ConfigError, IncompleteError
 
-COMMANDS = ["tokenize", "export", "verify", "demo", "bench"]
+NUM_CLIPS = 48
+COMMANDS = ["tokenize", "export", "verify", "diff", "clean", "replay", "demo", "bench"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -62,7 +63,7 @@ def slow_job(tmp_path_factory):
     """Motion for a job of some ten seconds."""
     folder = tmp_path_factory.mktemp("slow")
     (folder / "motion").mkdir()
-    for n in range(24):
+    for n in range(NUM_CLIPS):
         motion = np.random.default_rng(n).normal(size=(1000, 106)).astype(np.float32)
         np.savez(folder / "motion" / f"clip{n:02}.npz", motion=motion, fps=25)
     config = BitwiseVAEConfig(hidden_dim=256, depth=3)
@@ -83,12 +84,16 @@ def test_sigterm_exits_143_and_the_same_command_continues(slow_job, tmp_path, ex
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
+    asked_at = time.monotonic()
     output, _ = process.communicate(timeout=30)
+    took_s = time.monotonic() - asked_at
     assert process.returncode == 143, output
     assert "continues" in output
+    assert took_s < 6, "twice the 3 s that a stopped Ray job gets, for a busy machine"
+    assert not (tmp_path / "o" / "runs" / "active.json").exists()
     assert not (tmp_path / "o" / "dataset.json").exists()
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("o/_store/*/fragments/*/*.parquet")}
-    assert 1 <= len(done) < 24
+    assert 1 <= len(done) < NUM_CLIPS
     finish = [*command, *(["--local"] if executor == "ray" else [])]
     assert subprocess.run(finish, env=environment, capture_output=True, check=False).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done

@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
     monkeypatch.setattr(retries.time, "sleep", waits.append)
     return waits
+
+
+def assert_jittered(waits: list[float], means: Sequence[float]) -> None:
+    assert len(waits) == len(means)
+    assert all(0.5 * mean <= wait <= 1.5 * mean for wait, mean in zip(waits, means, strict=True))
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -163,6 +170,41 @@ def test_publish_leaves_nothing_when_it_fails(
     assert no_waits == []
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB."""
+    target = tmp_path / "disk"
+    target.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(target)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield target
+    subprocess.run(["umount", str(target)], check=True)
+
+
+@pytest.mark.parametrize("verb", ["publish", "publish_new"])
+def test_publish_on_a_full_disk_says_so_and_leaves_nothing(small_disk: Path, no_waits: list[float], verb: str) -> None:
+    folder = Folder(str(small_disk))
+    folder.publish("a/b.bin", b"old")
+    with pytest.raises(StorageError, match=r"cannot write .*a/c\.bin: OSError: No space left on device; free space"):
+        getattr(folder, verb)("a/c.bin", bytes(2 << 20))
+    assert folder.list_names("a") == ["b.bin"]
+    assert no_waits == []
+    getattr(folder, verb)("a/c.bin", bytes(1 << 19))
+    assert folder.list_names("a") == ["b.bin", "c.bin"]
+
+
+def test_publish_new_leaves_the_first(folder: Folder) -> None:
+    assert folder.publish_new("a/b.bin", b"first")
+    assert not folder.publish_new("a/b.bin", memoryview(b"second"))
+    assert not folder.publish_new("a/b.bin", b"first")
+    assert folder.read("a/b.bin") == b"first"
+    assert folder.list_names("a") == ["b.bin"]
+    folder.delete("a/b.bin")
+    assert folder.publish_new("a/b.bin", memoryview(b"second"))
+    assert folder.read("a/b.bin") == b"second"
+
+
 def test_publish_makes_readable_files(tmp_path: Path) -> None:
     touch(tmp_path, "plain.bin")
     Folder(str(tmp_path)).publish("a.bin", b"1")
@@ -216,7 +258,7 @@ def test_folder_unreachable_server_is_storage_error(no_waits: list[float]) -> No
     }
     with pytest.raises(StorageError, match="tried 6 times"):
         Folder("s3://bucket/x", options).read("a.bin")
-    assert no_waits == list(retries.RETRY_WAITS_S)
+    assert_jittered(no_waits, retries.RETRY_WAITS_S)
 
 
 def test_with_retries_goes_on_after_passing_errors(no_waits: list[float]) -> None:
@@ -228,7 +270,7 @@ def test_with_retries_goes_on_after_passing_errors(no_waits: list[float]) -> Non
         return "done"
 
     assert with_retries(operation, "read x") == "done"
-    assert no_waits == [0.5, 1.0]
+    assert_jittered(no_waits, [0.5, 1.0])
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), FileExistsError(), IsADirectoryError(), KeyError("bug")])

@@ -158,6 +158,32 @@ def test_cut_file_leaves_arrays_whole(tmp_path: Path, make_corpus: Make) -> None
     assert cut_file(folder, "x", file, make_corpus(unit_bytes=1)) == [Part("x", "a.npy", "npy")]
 
 
+def test_read_npz_refuses_what_inflates_far_beyond_its_size(read: Make) -> None:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, motion=np.zeros((5 << 20, 4), np.float32))
+    problem = read("a.npz", stream.getvalue())
+    assert problem.reason is DropReason.UNREADABLE
+    assert "motion.npy promises 83886208 bytes of" in problem.detail
+    stream = io.BytesIO()
+    np.savez_compressed(stream, motion=np.zeros((1 << 20, 4), np.float32))
+    assert len(read("a.npz", stream.getvalue()).motion) == 1 << 20
+
+
+def test_read_npy_larger_than_a_clip_is_not_read(tmp_path: Path, make_corpus: Make, make_codec: Make) -> None:
+    folder = Folder(str(tmp_path))
+    with (tmp_path / "a.npy").open("wb") as file:
+        file.truncate((4 << 30) + 1)
+    (file,) = folder.list_files()
+    (part,) = cut_file(folder, "", file, make_corpus())
+    (problem,) = read_part(folder, part, make_corpus(), make_codec())
+    assert (problem.reason, "more than 4294967296 bytes" in problem.detail) == (DropReason.UNREADABLE, True)
+
+
+def test_read_npz_with_endless_keys_has_a_short_detail(read: Make) -> None:
+    problem = read("a.npz", npz_bytes(**{"x" * 500 + str(index): 1 for index in range(50)}))
+    assert (problem.reason, len(problem.detail)) == (DropReason.MISSING_FIELD, 2048)
+
+
 def test_read_real_motion(shared_data: Path, make_corpus: Make, make_codec: Make) -> None:
     (root,) = open_inputs([str(shared_data / "flame106")], (".npz",))
     (raw,) = read_part(root.folder, Part("", root.files[0].path, "npz"), make_corpus(), make_codec())

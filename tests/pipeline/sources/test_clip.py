@@ -21,6 +21,7 @@ from pipeline.sources.clip import (
     printable,
     raw_clip,
     resample,
+    short,
 )
 
 Make = Callable[..., Any]
@@ -138,6 +139,30 @@ def test_prepare_clip_nearly_equal_rate_is_not_resampled(make_corpus: Make, make
     for resample_rule in ("none", "linear"):
         raw = clip(motion, float(np.float32(29.97)))
         assert prepare_clip(raw, make_corpus(resample=resample_rule), codec).motion is motion
+
+
+@pytest.mark.parametrize("fps", [1e-9, 1e-300, 5e-324])
+def test_prepare_clip_refuses_to_stretch_endlessly(make_corpus: Make, make_codec: Make, fps: float) -> None:
+    problem = prepare_clip(clip(ramp(6), fps), make_corpus(resample="linear"), make_codec())
+    assert isinstance(problem, ClipProblem)
+    assert (problem.reason, f"{fps:g} frames a second" in problem.detail) == (DropReason.FPS_MISMATCH, True)
+
+
+def test_prepare_clip_stretches_slow_motion(make_corpus: Make, make_codec: Make) -> None:
+    assert len(prepare_clip(clip(ramp(6), 0.01), make_corpus(resample="linear"), make_codec()).motion) == 12_501
+
+
+def test_raw_clip_takes_truth_for_no_id_and_no_rate(make_corpus: Make) -> None:
+    part = Part("", "a.npz", "npz")
+    problem = raw_clip(part, "", "a", ramp(6), (True, 25), make_corpus())
+    assert (problem.reason, problem.detail) == (DropReason.BAD_CLIP_ID, "the id is no text but bool")
+    assert math.isnan(raw_clip(part, "", "a", ramp(6), (7, True), make_corpus()).fps)
+
+
+def test_short_texts_stay_and_long_ones_are_cut() -> None:
+    assert short("a\nb") == "a\\x0ab"
+    assert short("x" * 2048) == "x" * 2048
+    assert (len(short("x" * 2049)), short("\n" * 5000)[-3:]) == (2048, "...")
 
 
 def test_resample_hand_computed() -> None:

@@ -145,6 +145,33 @@ def test_read_webdataset_links_are_problems_and_folders_nothing(read: Make) -> N
     assert all(problem.reason == DropReason.UNREADABLE and "link" in problem.detail for problem in problems)
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_read_webdataset_refuses_headers_as_large_as_files(read: Make, kind: bytes) -> None:
+    info = tarfile.TarInfo("name")
+    info.type, info.size = kind, 1 << 40
+    (problem,) = read(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    assert (problem.reason, "claims 1099511627776 bytes" in problem.detail) == (DropReason.UNREADABLE, True)
+
+
+def test_read_webdataset_refuses_sparse_members(read: Make) -> None:
+    info = tarfile.TarInfo("a.npy")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"00000000310\0"
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
+    (problem,) = read(bytes(header) + bytes(1024))
+    assert (problem.reason, "stored sparse" in problem.detail) == (DropReason.UNREADABLE, True)
+
+
+def test_read_webdataset_refuses_json_that_is_no_description(read: Make) -> None:
+    motion = ("a.npy", npy_bytes(motion_of(1)))
+    for data in (b" " * ((4 << 20) + 1), b"[" * 100_000):
+        (problem,) = read(tar_bytes([motion, ("a.json", data)]), fps=25)
+        assert (problem.reason, ".json" in problem.detail) == (DropReason.UNREADABLE, True)
+    (clip,) = read(tar_bytes([motion, ("a.json", b'{"fps": true}')]))
+    assert clip.fps != clip.fps
+
+
 def test_read_webdataset_two_members_of_one_name_are_a_problem(read: Make) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:

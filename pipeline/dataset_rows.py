@@ -1,0 +1,187 @@
+"""A published dataset opened for reading: its clips, which shards hold them, and shards of either format as tables.
+
+Knows no Ray or torch. Holds the clip index in memory, and of shards only what the caller keeps.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.config import CodecSpec
+from pipeline.errors import InputNotFoundError, VerifyError
+from pipeline.export.dataset import WINDOW_INDEX_PATH
+from pipeline.export.webdataset import rows_of_tar
+from pipeline.manifest import Manifest, ShardFile, read_manifest
+from pipeline.schema import token_schema
+from pipeline.storage import Folder
+
+_BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class OpenDataset:
+    """Built by `open_dataset` for one command; owns the clip index."""
+
+    folder: Folder
+    manifest: Manifest
+    clips: pa.Table
+    """index/clips.parquet."""
+
+    @property
+    def is_shuffled(self) -> bool:
+        """Whether windows of a clip stand apart."""
+        return bool(self.manifest.export["shuffle"] != "none")
+
+    @cached_property
+    def kept(self) -> pa.Table:
+        """The clips that have windows; their ids are unique."""
+        return self.clips.filter(pc.greater(self.clips["num_windows"], 0))
+
+    def shards(self, name: str) -> Sequence[ShardFile]:
+        """Return the shards of a format, in order."""
+        return self.manifest.shards[name]
+
+    def offsets(self, name: str) -> NDArray[np.int64]:
+        """Return (num_shards + 1,) where each shard begins, all windows counted through."""
+        return np.cumsum([0, *(shard.windows for shard in self.shards(name))], dtype=np.int64)
+
+    def spans(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return first and past-the-last window of every kept clip, all windows counted through; unshuffled only."""
+        first = self.offsets(name)[self.kept["first_shard"].to_numpy()] + self.kept["first_row"].to_numpy()
+        return first, first + self.kept["num_windows"].to_numpy()
+
+    def shards_of(self, name: str, clip_ids: pa.Array) -> list[int]:
+        """Return the positions of the shards that hold windows of these clips, rising."""
+        if self.is_shuffled:
+            inside = pc.is_in(self._windows["clip_id"], value_set=clip_ids)
+            return sorted(pc.unique(self._windows["shard"].filter(inside)).to_pylist())
+        chosen = pc.is_in(self.kept["clip_id"], value_set=clip_ids).to_numpy()
+        first, stop = (ends[chosen] for ends in self.spans(name))
+        inner = self.offsets(name)[1:]
+        begins, ends = (np.searchsorted(inner, at, side="right") for at in (first, stop - 1))
+        return sorted({shard for begin, end in zip(begins, ends, strict=True) for shard in range(begin, end + 1)})
+
+    def read_shard(self, name: str, position: int) -> pa.Table:
+        """Return the token rows of a shard.
+
+        Raises:
+            VerifyError: it is missing or damaged.
+        """
+        shard, codec = self.shards(name)[position], self.manifest.contract.codec
+        data = _read(self.folder, shard.path)
+        try:
+            if name == "parquet":
+                return pq.read_table(io.BytesIO(data))
+            samples = rows_of_tar(data, codec, shard.path)
+            rows = [{**row, "prev_bits": prev, "this_bits": this} for row, prev, this in samples]
+            return pa.Table.from_pylist(rows, schema=token_schema(codec.half_bytes))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise VerifyError(f"{self.folder}/{shard.path} is damaged ({error}): run motion-tokens verify") from error
+
+    @cached_property
+    def _windows(self) -> pa.Table:
+        return pq.read_table(io.BytesIO(_read(self.folder, WINDOW_INDEX_PATH)))
+
+
+def open_dataset(folder: Folder) -> OpenDataset:
+    """Return a dataset with its clip index.
+
+    Raises:
+        InputNotFoundError: there is no dataset.
+        OutputMismatchError: dataset.json is not one of ours.
+        VerifyError: the index is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputNotFoundError(f"{folder} holds no dataset.json: name the folder that tokenize wrote")
+    try:
+        clips = pq.read_table(io.BytesIO(_read(folder, "index/clips.parquet")))
+    except pa.ArrowException as error:
+        raise VerifyError(f"{folder}/index/clips.parquet is damaged ({error}): run motion-tokens verify") from error
+    return OpenDataset(folder, manifest, clips)
+
+
+def packed_bits(tokens: pa.Table) -> NDArray[np.uint8]:
+    """Return the bits of token rows: (rows, 2, half_bytes), prev and this."""
+    return np.stack([_bytes_of(tokens[name]) for name in ("prev_bits", "this_bits")], axis=1)
+
+
+@dataclass
+class BitCounts:
+    """Differing bits by half and scale; grows while pairs of windows are compared."""
+
+    codec: CodecSpec
+    num_windows: int = 0
+    num_differing: int = 0
+    differing: NDArray[np.int64] = field(init=False)
+    """(2, scales): differing bits of prev and of this."""
+
+    def __post_init__(self) -> None:
+        self.differing = np.zeros((2, len(self.codec.patch_nums)), np.int64)
+
+    def add(self, ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Compare windows in pairs and return the differing bits of each, (windows,).
+
+        Args:
+            ours: (windows, 2, half_bytes), packed.
+            theirs: the same.
+        """
+        found = np.zeros(len(ours), np.int64)
+        rows = np.flatnonzero((ours != theirs).any(axis=(1, 2)))
+        self.num_windows += len(ours)
+        self.num_differing += len(rows)
+        if len(rows):
+            sizes = np.array(self.codec.patch_nums) * self.codec.code_dim // 8
+            counts = _BITS_OF_BYTE[ours[rows] ^ theirs[rows]]
+            by_scale = np.add.reduceat(counts, np.cumsum(sizes) - sizes, axis=2, dtype=np.int64)
+            self.differing += by_scale.sum(axis=0)
+            found[rows] = by_scale.sum(axis=(1, 2))
+        return found
+
+    def compared(self, scale: int) -> int:
+        """Return the bits of one scale of one half that were compared."""
+        return self.num_windows * self.codec.patch_nums[scale] * self.codec.code_dim
+
+    @property
+    def share(self) -> float:
+        """Share of all compared bits that differ."""
+        total = 2 * self.num_windows * self.codec.num_tokens * self.codec.code_dim
+        return float(self.differing.sum()) / total if total else 0.0
+
+    def described(self) -> dict[str, object]:
+        """Return the counts as plain values, for programs."""
+        scales = [
+            {
+                "tokens": tokens,
+                "bits": self.compared(scale),
+                "differing_prev": int(self.differing[0, scale]),
+                "differing_this": int(self.differing[1, scale]),
+            }
+            for scale, tokens in enumerate(self.codec.patch_nums)
+        ]
+        return {"windows": self.num_windows, "differing_windows": self.num_differing, "scales": scales}
+
+
+def _bytes_of(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    array = column.combine_chunks()
+    width = array.type.byte_width
+    if not len(array):
+        return np.zeros((0, width), np.uint8)
+    start = array.offset * width
+    return np.frombuffer(array.buffers()[1], np.uint8)[start : start + len(array) * width].reshape(-1, width)
+
+
+def _read(folder: Folder, path: str) -> bytes:
+    try:
+        return folder.read(path)
+    except FileNotFoundError as error:
+        raise VerifyError(f"{folder}/{path} is missing: run motion-tokens verify") from error

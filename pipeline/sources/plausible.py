@@ -1,0 +1,72 @@
+"""Motion that is well formed and yet no motion of a face: values far outside the statistics, and frames that repeat.
+
+Knows no format or file. Off where a limit is None.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import CorpusSpec
+from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.sources.clip import PreparedClip
+
+BLOCK_FRAMES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Mean and deviation of the motion that the codec was trained with, (motion_dim,) each, deviations above 0."""
+
+    mean: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+
+
+def check_plausible(
+    clip: PreparedClip, corpus: CorpusSpec, statistics: Statistics | None
+) -> PreparedClip | ClipProblem:
+    """Return the clip, or that it explodes or is frozen; frames count at the codec's rate.
+
+    Args:
+        statistics: None leaves exploding motion unchecked.
+    """
+    fault = ""
+    if statistics is not None and corpus.max_abs_z is not None:
+        fault = _explosion(clip.motion, statistics, corpus)
+        reason = DropReason.EXPLODING
+    if not fault and corpus.max_frozen_frames is not None:
+        fault = _frozen_run(clip.motion, corpus.max_frozen_frames)
+        reason = DropReason.FROZEN
+    return ClipProblem(clip.clip_id, clip.source, clip.where, reason, fault) if fault else clip
+
+
+def _explosion(motion: npt.NDArray[np.float32], statistics: Statistics, corpus: CorpusSpec) -> str:
+    """Return what the first value above the limit is, "" where none is."""
+    for start in range(0, len(motion), BLOCK_FRAMES):
+        with np.errstate(over="ignore"):
+            z = (motion[start : start + BLOCK_FRAMES] - statistics.mean) / statistics.std
+        is_far = np.abs(z) > corpus.max_abs_z
+        if is_far.any():
+            frame, dim = np.unravel_index(int(np.argmax(is_far)), z.shape)
+            column = int(dim) if corpus.columns is None else corpus.columns[int(dim)]
+            found = f"{motion[start + frame, dim]:g} at frame {start + frame}, column {column}"
+            return f"{found} is {z[frame, dim]:g} deviations off, {corpus.max_abs_z:g} are allowed"
+    return ""
+
+
+def _frozen_run(motion: npt.NDArray[np.float32], max_frames: int) -> str:
+    """Return where the first run of more than `max_frames` equal frames stands, "" where none does."""
+    begin = 0
+    for start in range(0, len(motion) - 1, BLOCK_FRAMES):
+        block = motion[start : start + BLOCK_FRAMES + 1]
+        changes = np.flatnonzero((block[1:] != block[:-1]).any(axis=1)) + start + 1
+        edges = [begin, *changes.tolist(), start + len(block)]
+        for first, stop in itertools.pairwise(edges):
+            if stop - first > max_frames:
+                return f"more than {max_frames} equal frames from frame {first} on, all columns alike"
+        begin = edges[-2]
+    return ""

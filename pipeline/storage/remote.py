@@ -1,0 +1,201 @@
+"""Files behind fsspec: the same eight verbs as for local files, each tried once.
+
+Knows no retry: folder.py adds it. Paths are POSIX and relative to the root.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import RequestError
+from pipeline.storage.files import StoredFile
+from pipeline.storage.retries import TRY_S, server_code, try_s, without_secrets
+
+LISTING_S = 1800.0
+"""How long a listing may last, in all its pages; each page has the deadline of a request too."""
+S3_REQUESTS = {
+    "connect_timeout": 5,
+    "read_timeout": 20,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+}
+"""Settings of botocore: seconds without an answer before a request is abandoned, and how often it is sent."""
+ONE_REQUEST_BYTES = 50 << 20
+"""Larger files are read in several requests at once."""
+
+_USER_IN_BUCKET = re.compile(r"(s3a?|gs|gcs)://[^/]*[:@]")
+_REFUSED = ("PreconditionFailed", "412")
+_UNKNOWN_TO_SERVER = ("NotImplemented", "501")
+_TIME_KEYS = ("mtime", "LastModified", "last_modified", "modified", "updated", "created")
+
+
+class RemoteFiles:
+    """Files below an fsspec URL; built by Folder, connects once a process, pickles as URL and options."""
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        if _USER_IN_BUCKET.match(url):
+            raise RequestError(
+                f"a {url.partition('://')[0]} address with user or password in it: no bucket is called so, and "
+                "messages show addresses; put credentials into the environment or run.storage_options"
+            )
+        self.url = url
+        self.options = {**options, "use_listings_cache": False}
+        self._opened: tuple[int, Any, str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def limit(self, seconds: float) -> dict[str, Any]:
+        """Return the argument that makes the filesystem abandon a call after so long; in general there is none."""
+        del seconds
+        return {}
+
+    def whole(self, num_bytes: int) -> dict[str, Any]:
+        """Return the arguments for reading a whole file of so many bytes."""
+        return self.limit(try_s(num_bytes))
+
+    def walk(self, prefix: str) -> list[StoredFile]:
+        """Return the files at any depth below `prefix`."""
+        filesystem, target = self._at(prefix)
+        start = len(self._at("")[1]) + 1
+        try:
+            found = filesystem.find(target, detail=True, **self.limit(LISTING_S))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [
+            _stored(name[start:], info)
+            for name, info in found.items()
+            if info["type"] == "file" and name != target and not name.endswith("/")
+        ]
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names directly in `prefix`."""
+        filesystem, target = self._at(prefix)
+        found = [name.rstrip("/") for name in filesystem.ls(target, detail=False, **self.limit(LISTING_S))]
+        return [name.rpartition("/")[2] for name in found if name != target]
+
+    def stat(self, path: str) -> StoredFile | None:
+        """Return size and version of a file, None for a folder."""
+        filesystem, target = self._at(path)
+        info = filesystem.info(target, **self.limit(TRY_S))
+        return _stored(path, info) if info["type"] == "file" else None
+
+    def read(self, path: str) -> bytes:
+        """Return all bytes of a file, refusing fewer than it is said to have."""
+        filesystem, target = self._at(path)
+        num_bytes = filesystem.info(target, **self.limit(TRY_S)).get("size") or 0
+        return _complete(bytes(filesystem.cat_file(target, **self.whole(num_bytes))), num_bytes)
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop) of a file, refusing fewer than it is said to have there."""
+        filesystem, target = self._at(path)
+        data = bytes(filesystem.cat_file(target, start=start, end=stop, **self.limit(try_s(stop - start))))
+        if len(data) == stop - start:
+            return data
+        num_bytes = filesystem.info(target, **self.limit(TRY_S)).get("size") or 0
+        return _complete(data, min(stop, num_bytes) - start)
+
+    def publish(self, path: str, data: bytes | memoryview) -> None:
+        """Send complete bytes in one call, which object stores make visible at once."""
+        filesystem, target = self._at(path)
+        filesystem.pipe_file(target, bytes(data), **self.limit(try_s(len(data))))
+
+    def publish_new(self, path: str, data: bytes | memoryview) -> bool:
+        """Look whether a file stands there, and send complete bytes where none does."""
+        if self.stands(path):
+            return False
+        self.publish(path, data)
+        return True
+
+    def stands(self, path: str) -> bool:
+        """Return whether there is a file."""
+        try:
+            return self.stat(path) is not None
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def delete(self, path: str) -> None:
+        """Remove a file."""
+        filesystem, target = self._at(path)
+        filesystem.rm_file(target, **self.limit(TRY_S))
+
+    def _at(self, path: str) -> tuple[Any, str]:
+        """Return the filesystem of this process and `path` in its terms."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            from fsspec.core import url_to_fs
+
+            try:
+                filesystem, root = url_to_fs(self.url, **self.options)
+            except (ValueError, ImportError) as error:
+                raise RequestError(f"{without_secrets(self.url)}: {error}") from error
+            self._opened = (os.getpid(), filesystem, root.rstrip("/"))
+        _, filesystem, root = self._opened
+        return filesystem, f"{root}/{path}" if path else root
+
+
+class S3Files(RemoteFiles):
+    """Files in S3: a request that stalls is abandoned, and a server that can decides who was first.
+
+    Built by Folder, like its base. What the user says in ``config_kwargs`` wins over S3_REQUESTS.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        requests = {**S3_REQUESTS, **options.get("config_kwargs", {})}
+        super().__init__(url, {**options, "config_kwargs": requests})
+
+    def limit(self, seconds: float) -> dict[str, Any]:
+        """Return the argument that makes s3fs abandon a call after so long."""
+        return {"timeout": seconds}
+
+    def whole(self, num_bytes: int) -> dict[str, Any]:
+        """Return the arguments for reading a whole file: a small one in one request, without asking for its size."""
+        return {**self.limit(try_s(num_bytes)), "max_concurrency": None if num_bytes > ONE_REQUEST_BYTES else 1}
+
+    def stands(self, path: str) -> bool:
+        """Return whether there is a file, in one request."""
+        filesystem, target = self._at(path)
+        bucket, key, _ = filesystem.split_path(target)
+        try:
+            filesystem.call_s3("head_object", Bucket=bucket, Key=key, **self.limit(TRY_S))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def publish_new(self, path: str, data: bytes | memoryview) -> bool:
+        """Send complete bytes with If-None-Match, having looked first: not every server heeds it.
+
+        A request can succeed, lose its answer and be refused when it is sent again: our own bytes, found after a
+        refusal, count as ours.
+        """
+        if self.stands(path):
+            return False
+        filesystem, target = self._at(path)
+        try:
+            filesystem.pipe_file(target, bytes(data), mode="create", **self.limit(try_s(len(data))))
+        except OSError as error:
+            if isinstance(error, FileExistsError) or server_code(error) in _REFUSED:
+                return self.read(path) == data
+            if server_code(error) not in _UNKNOWN_TO_SERVER:
+                raise
+            self.publish(path, data)
+        return True
+
+
+def _complete(data: bytes, num_bytes: int) -> bytes:
+    if len(data) < num_bytes:
+        raise OSError(errno.EIO, f"{len(data)} of {num_bytes} bytes arrived")
+    return data
+
+
+def _stored(path: str, info: Mapping[str, Any]) -> StoredFile:
+    etag = info.get("ETag") or info.get("etag")
+    if etag:
+        return StoredFile(path, int(info["size"]), str(etag).strip('"'))
+    changed = next((info[key] for key in _TIME_KEYS if info.get(key)), "")
+    if hasattr(changed, "timestamp"):
+        changed = changed.timestamp()
+    version = str(int(changed * 1e9)) if isinstance(changed, float | int) else str(changed)
+    return StoredFile(path, int(info["size"]), version)

@@ -1,0 +1,86 @@
+"""A clip that kills its process, each time: found, dropped as `crashed`, and everything else arrives."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
+from pipeline.codec import numerics_here, pick_device
+from pipeline.execution import Executor, JobRecord
+from pipeline.job_config import load_config
+from pipeline.manifest import read_manifest
+from pipeline.observer import JobObserver
+from pipeline.read_units import UnitReader
+from pipeline.request import TokenizeRequest
+from pipeline.stopping import StopSwitch
+from pipeline.storage import Folder
+from pipeline.tokenize_job import JobControl, tokenize_dataset
+from pipeline.verify import verify_dataset
+
+POISON = ("lethal", "table/7")
+
+
+class LethalReader(UnitReader):
+    """A reader that dies of some clips, as a faulty native decoder would."""
+
+    def _clips(self, unit):
+        for clip in super()._clips(unit):
+            if clip.clip_id in POISON and not hasattr(clip, "reason"):
+                os._exit(9)
+            yield clip
+
+
+def lethal(reader):
+    return LethalReader(**{name: getattr(reader, name) for name in UnitReader.__dataclass_fields__})
+
+
+@pytest.fixture
+def executor(ray_local):
+    from ray import cloudpickle
+
+    from pipeline.graph import build_with_ray, survives_with_ray, tokenize_with_ray
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return Executor(
+        name="ray",
+        start=lambda: None,
+        tokenize=lambda runs, stages, progress: tokenize_with_ray(
+            runs, replace(stages, reader=lethal(stages.reader)), progress
+        ),
+        build=build_with_ray,
+        survives=lambda reader, unit: survives_with_ray(lethal(reader), unit),
+        numerics=lambda: numerics_here(pick_device()),
+        num_cpus=8.0,
+        num_gpus=0.0,
+    )
+
+
+def test_a_clip_that_kills_its_process_is_found_and_dropped(executor, tmp_path):
+    (tmp_path / "motion").mkdir()
+    motions = [np.random.default_rng(n).normal(size=(30, 4)).astype(np.float32) for n in range(14)]
+    for n in range(4):
+        np.savez(tmp_path / "motion" / f"{'lethal' if n == 2 else f'clip{n}'}.npz", motion=motions[n], fps=25)
+    column = pa.array([motion.tolist() for motion in motions[4:]], pa.list_(pa.list_(pa.float32(), 4)))
+    table = pa.table({"clip_id": [f"table/{n}" for n in range(10)], "motion": column, "fps": [25.0] * 10})
+    pq.write_table(table, tmp_path / "motion" / "table.parquet", row_group_size=4)
+    config = BitwiseVAEConfig(motion_dim=4, code_dim=8, patch_nums=(1, 2, 5), hidden_dim=16, depth=1, num_heads=2)
+    write_checkpoint(random_checkpoint(config, np.zeros(4), np.ones(4), 0), tmp_path / "codec.safetensors")
+    output = Folder(str(tmp_path / "o"))
+    settings = load_config(None, ["units.files=1000"])
+    request = TokenizeRequest(
+        (str(tmp_path / "motion"),), output.url, str(tmp_path / "codec.safetensors"), None, None, settings
+    )
+    control = JobControl("test", StopSwitch())
+    manifest = tokenize_dataset(request, executor, JobObserver(), JobRecord(), control)
+    assert manifest.drops == {"crashed": 2}
+    assert manifest.counts["clips"] == 12
+    assert verify_dataset(output, read_manifest(output), lambda path: None).is_sound
+    quarantine = pq.read_table(tmp_path / "o" / "quarantine.parquet").to_pylist()
+    assert {(row["source"], row["where"]) for row in quarantine} == {("lethal.npz", ""), ("table.parquet", "from 7 on")}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,8 @@ from pipeline.errors import InputNotFoundError, OutputMismatchError
 from pipeline.job_config import RunConfig
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.read_units import UnitReader
-from pipeline.sources.registry import SUFFIXES
-from pipeline.storage import InputRoot, open_inputs
+from pipeline.request import open_motion
+from pipeline.storage import InputRoot
 
 TOLERATED_SHARE = 1e-3
 """Share of differing bits that other numerics explain."""
@@ -96,8 +96,7 @@ def prepare_deep(dataset: OpenDataset, request: DeepRequest, run: RunConfig) -> 
             f"{dataset.folder} was made with another codec than this checkpoint: {'; '.join(differences[:5])}."
             " Next: name the checkpoint it was made with"
         )
-    suffixes = tuple(SUFFIXES) if contract.corpus.format == "auto" else ()
-    roots = [_without_output(root, dataset) for root in open_inputs(request.inputs, suffixes, options)]
+    roots = open_motion(request.inputs, dataset.folder, contract.corpus.format)
     return DeepJob(dataset, request, codec, roots, make_plan(roots, contract.corpus))
 
 
@@ -233,11 +232,3 @@ def _unit_ends(dataset: OpenDataset) -> Int64s:
 
 def _unit_index(dataset: OpenDataset) -> pa.Table:
     return pq.read_table(pa.BufferReader(dataset.folder.read("index/units.parquet")))
-
-
-def _without_output(root: InputRoot, dataset: OpenDataset) -> InputRoot:
-    """Leave out what stands in the dataset, as tokenize does where an output lies inside an input."""
-    inside = dataset.folder.path_below(root.folder)
-    if not inside:
-        return root
-    return replace(root, files=tuple(file for file in root.files if not file.path.startswith(f"{inside}/")))

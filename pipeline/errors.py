@@ -13,7 +13,7 @@ class MotionTokensError(Exception):
 
 
 class RequestError(MotionTokensError):
-    """The request cannot start: nothing was read or written."""
+    """The request cannot start: no fragment was written for it."""
 
     exit_code = 2
 

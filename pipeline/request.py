@@ -70,8 +70,7 @@ def prepare(request: TokenizeRequest, executor: Executor) -> Job:
     if executor.num_gpus and (config.run.workers or 0) > executor.num_gpus:
         raise ConfigError(f"--workers {config.run.workers}: there are {executor.num_gpus:g} GPUs, one for each worker")
     output = Folder(request.output, options)
-    suffixes = tuple(SUFFIXES) if config.input.format == "auto" else ()
-    roots = [_without_output(root, output) for root in open_inputs(request.inputs, suffixes, options)]
+    roots = open_motion(request.inputs, output, config.input.format)
     codec = open_codec(request.checkpoint, preset=request.preset, model_config=request.model_config, options=options)
     clips = _clip_filter(config, options)
     corpus = corpus_spec(
@@ -97,6 +96,17 @@ def check_output(job: Job) -> None:
         OutputMismatchError: another run began another dataset there meanwhile.
     """
     _standing_contract(job.output, job.contract, job.config)
+
+
+def open_motion(inputs: Sequence[str], output: Folder, motion_format: str) -> list[InputRoot]:
+    """Return the inputs of a job on an output, which is no motion of its own where it lies inside one of them.
+
+    Raises:
+        InputNotFoundError: an input is missing or holds no motion.
+        InputFormatError: a file named directly has an unknown suffix.
+    """
+    suffixes = tuple(SUFFIXES) if motion_format == "auto" else ()
+    return [_without_output(root, output) for root in open_inputs(inputs, suffixes, output.options)]
 
 
 def _without_output(root: InputRoot, output: Folder) -> InputRoot:

@@ -27,6 +27,7 @@ from pipeline.run_lease import Heartbeat
 
 STAGE_WORDS = {
     "plan": "planning",
+    "checksums": "reading input",
     "start": "starting Ray",
     "workers": "starting workers",
     "tokenize": "tokenizing",
@@ -136,7 +137,7 @@ class Display(JobObserver):
         return (last - first) / (end - begin) if end > begin else 0.0
 
     def _facts(self) -> list[tuple[str, str]]:
-        if self._stage in ("export", "verify"):
+        if self._stage in ("checksums", "export", "verify"):
             return [("files", f"{self._shards[0]:,} of {self._shards[1]:,}")]
         if self._stage != "tokenize":
             return []

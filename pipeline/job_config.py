@@ -65,6 +65,7 @@ class InputConfig(_Section):
     max_frozen_frames: int | None = Field(None, ge=1, description="equal frames in a row; default: any number")
     clips: ClipList = ClipList()
     duplicate_ids: Literal["reject", "suffix"] = "reject"
+    checksum: bool = Field(False, description="tell changed files by their content, not by etag or time of change")
 
     @field_validator("clips", mode="before")
     @classmethod

@@ -14,7 +14,7 @@ class JobObserver:
     """Watches silently; a display overrides what it wants to show. Called from the driver's thread only."""
 
     def on_stage(self, name: str) -> None:
-        """A stage of the job begins: plan, start, workers, tokenize, export, verify."""
+        """A stage of the job begins: plan, checksums, start, workers, tokenize, export, verify."""
 
     def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
         """The plan stands; `num_done` of its units need no work, `num_skipped` files are of no known kind."""
@@ -32,7 +32,7 @@ class JobObserver:
         """A run of units is committed."""
 
     def on_layout(self, num_shards: int, num_windows: int) -> None:
-        """The export will write so many shards of so many windows."""
+        """So many shards of so many windows will be written, or so many files read for their checksums."""
 
     def on_shard(self, path: str) -> None:
-        """A shard or another file was written, or read while verifying."""
+        """A shard or another file was written, or read while verifying or for its checksum."""

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +32,8 @@ class Unit:
     stamp: str
     num_bytes: int
     parts: tuple[Part, ...]
+    listed: str = field(default="", compare=False)
+    """Hash of its files' sizes and versions as this run listed them; empty in a plan that was stored."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,19 @@ def _units_inside(root: InputRoot, file: StoredFile, corpus: CorpusSpec) -> list
 
 def _unit(parts: tuple[Part, ...], files: Sequence[StoredFile], num_bytes: int) -> Unit:
     key = digest_of([[part.input_name, part.path, part.start, part.stop] for part in parts], 20)
-    return Unit(key, stamp_of(files), num_bytes, parts)
+    return Unit(key, stamp_of(files), num_bytes, parts, listed_of(files))
 
 
 def stamp_of(files: Sequence[StoredFile]) -> str:
-    """Return the hash that says whether a fragment is still current: size and version of a unit's files."""
+    """Return the hash that says whether a fragment is still current: a unit's files by size and checksum.
+
+    Files without a checksum count by size and version.
+    """
+    return digest_of([[file.num_bytes, file.checksum or file.version] for file in files], 12)
+
+
+def listed_of(files: Sequence[StoredFile]) -> str:
+    """Return the hash that says whether a unit's files still look as listed: by size and version."""
     return digest_of([[file.num_bytes, file.version] for file in files], 12)
 
 
@@ -143,10 +153,12 @@ def plan_from_bytes(data: bytes) -> Plan:
 def unit_to_json(unit: Unit) -> dict[str, object]:
     """Return a unit as plain values, as the stages pass it on."""
     parts = canonical_json([part.to_json() for part in unit.parts])
-    return {"unit_key": unit.key, "stamp": unit.stamp, "num_bytes": unit.num_bytes, "parts": parts}
+    fields = {"unit_key": unit.key, "stamp": unit.stamp, "num_bytes": unit.num_bytes, "parts": parts}
+    return {**fields, "listed": unit.listed}
 
 
 def unit_from_json(row: dict[str, object]) -> Unit:
-    """Return the unit that `unit_to_json` described."""
+    """Return the unit that `unit_to_json` described, or a row of a stored plan."""
     parts = tuple(Part.from_json(part) for part in json.loads(str(row["parts"])))
-    return Unit(str(row["unit_key"]), str(row["stamp"]), int(str(row["num_bytes"])), parts)
+    num_bytes, listed = int(str(row["num_bytes"])), str(row.get("listed", ""))
+    return Unit(str(row["unit_key"]), str(row["stamp"]), num_bytes, parts, listed)

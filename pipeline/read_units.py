@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.blocks import RUN_LEDGER_SCHEMA, MotionBlock
 from pipeline.config import TokenSpec, digest_of
 from pipeline.errors import StorageError
-from pipeline.plan import Unit, stamp_of
+from pipeline.plan import Unit, listed_of
 from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.sources.clip import Part, PreparedClip, prepare_clip
 from pipeline.sources.plausible import Statistics, check_plausible
@@ -105,13 +105,13 @@ class UnitReader:
         )
 
     def _check_unchanged(self, unit: Unit) -> None:
-        """Make sure that what was read is what the unit's stamp names.
+        """Make sure that what was read is what the plan saw: with checksums too, by size and version.
 
         Raises:
             StorageError: a file was changed or removed since the plan.
         """
         files = [self.folders[part.input_name].stat(part.path) for part in unit.parts]
-        if stamp_of([file for file in files if file is not None]) != unit.stamp:
+        if listed_of([file for file in files if file is not None]) != unit.listed:
             sources = ", ".join(part.source for part in unit.parts[:5])
             raise StorageError(f"input changed while it was read ({sources}): run the same command again")
 

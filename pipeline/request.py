@@ -16,9 +16,10 @@ from pipeline.execution import Executor
 from pipeline.export.splits import listed_splits
 from pipeline.job_config import JobConfig
 from pipeline.manifest import read_manifest
+from pipeline.observer import JobObserver
 from pipeline.read_units import ClipFilter
 from pipeline.sources.registry import SUFFIXES
-from pipeline.storage import Folder, InputRoot, open_inputs, read_text
+from pipeline.storage import Folder, InputRoot, open_inputs, read_text, with_checksums
 from pipeline.token_store import TokenStore
 
 DEFAULT_BATCH_CPU, DEFAULT_BATCH_GPU = 32, 1024
@@ -60,11 +61,15 @@ class Job:
         return TokenStore.of(self.output, self.contract.spec.spec_id)
 
 
-def prepare(request: TokenizeRequest, executor: Executor) -> Job:
+def prepare(request: TokenizeRequest, executor: Executor, observer: JobObserver | None = None) -> Job:
     """Read and check inputs, checkpoint, configuration and output.
+
+    Args:
+        observer: told of the files whose checksums are taken, where `input.checksum` wants them.
 
     Raises:
         RequestError: something of the request cannot be; the message names it and the next step.
+        StorageError: storage did not answer after all retries, or an input changed meanwhile.
     """
     config, options = request.config, request.config.run.storage_options
     if executor.num_gpus and (config.run.workers or 0) > executor.num_gpus:
@@ -86,7 +91,18 @@ def prepare(request: TokenizeRequest, executor: Executor) -> Job:
     listed, split_digest = listed_splits(config.export.splits, options)
     contract = Contract(codec=codec.spec, corpus=corpus, numerics=executor.numerics())
     contract = _standing_contract(output, contract, config)
+    if config.input.checksum:
+        roots = _read_checksums(roots, observer or JobObserver())
     return Job(config, output, roots, codec, contract, export_spec(config, split_digest), clips, listed)
+
+
+def _read_checksums(roots: Sequence[InputRoot], observer: JobObserver) -> list[InputRoot]:
+    """Take the checksums of all input, as a stage inside that of the plan."""
+    observer.on_stage("checksums")
+    observer.on_layout(sum(len(root.files) for root in roots), 0)
+    checked = with_checksums(roots, observer.on_shard)
+    observer.on_stage("plan")
+    return checked
 
 
 def check_output(job: Job) -> None:

@@ -41,6 +41,7 @@ ANOTHER_VALUE = {
     "input.clips.include": "ids.txt",
     "input.clips.exclude": "ids.txt",
     "input.duplicate_ids": "suffix",
+    "input.checksum": "true",
     "window.preset": "training",
     "window.stride": "7",
     "window.tail": "pad",

@@ -5,9 +5,19 @@ Knows no Ray, torch or Arrow, and nothing of what the bytes mean.
 
 from __future__ import annotations
 
+from pipeline.storage.checksums import with_checksums
 from pipeline.storage.files import StoredFile
 from pipeline.storage.folder import Folder, read_bytes, read_text
 from pipeline.storage.inputs import InputRoot, open_inputs
 from pipeline.storage.retries import without_secrets
 
-__all__ = ["Folder", "InputRoot", "StoredFile", "open_inputs", "read_bytes", "read_text", "without_secrets"]
+__all__ = [
+    "Folder",
+    "InputRoot",
+    "StoredFile",
+    "open_inputs",
+    "read_bytes",
+    "read_text",
+    "with_checksums",
+    "without_secrets",
+]

@@ -23,6 +23,8 @@ class StoredFile:
     path: str
     num_bytes: int
     version: str
+    checksum: str = ""
+    """SHA-256 of the content, empty as listed: checksums.py fills it in."""
 
 
 class LocalFiles:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import gather_small, make_plan, plan_from_bytes, plan_to_bytes
+from pipeline.plan import (
+    gather_small,
+    listed_of,
+    make_plan,
+    plan_from_bytes,
+    plan_to_bytes,
+    stamp_of,
+    unit_from_json,
+    unit_to_json,
+)
 from pipeline.storage import Folder, InputRoot, StoredFile, open_inputs
 
 
@@ -47,6 +57,31 @@ def test_make_plan_moves_only_the_stamp_when_content_changes(make_corpus):
     assert after.keys_digest == before.keys_digest
     assert after.digest != before.digest
     assert sum(a != b for a, b in zip(after.units, before.units, strict=True)) == 1
+
+
+def test_stamp_of_is_what_it_was_without_checksums():
+    """Fragments of datasets that stand are found by it: it must not move."""
+    found = (StoredFile("a.npz", 1000, "1"), StoredFile("b.npz", 7, "etag"))
+    assert stamp_of(found) == listed_of(found) == "f1c1791876a8"
+
+
+def test_stamp_of_takes_checksums_before_versions():
+    listed = files(["a", "b"])
+    checked = tuple(replace(file, checksum=file.path) for file in listed)
+    moved = tuple(replace(file, version="2") for file in checked)
+    assert stamp_of(checked) == stamp_of(moved) != stamp_of(listed)
+    assert listed_of(checked) == listed_of(listed) != listed_of(moved)
+    for change in ({"checksum": "other"}, {"num_bytes": 1001}):
+        assert stamp_of([replace(checked[0], **change), checked[1]]) != stamp_of(checked)
+
+
+def test_unit_from_json_restores_what_was_listed(make_corpus):
+    checked = [replace(file, checksum="c") for file in files(f"clip{n}" for n in range(10))]
+    plan = make_plan([root_of(checked)], make_corpus())
+    for unit, stored in zip(plan.units, plan_from_bytes(plan_to_bytes(plan)).units, strict=True):
+        assert unit_from_json(unit_to_json(unit)).listed == unit.listed != unit.stamp
+        assert stored == unit
+        assert stored.listed == ""
 
 
 def test_make_plan_tells_inputs_of_equal_files_apart(make_corpus):

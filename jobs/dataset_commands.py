@@ -6,7 +6,7 @@ Knows no data.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,17 +19,19 @@ from jobs.session import open_session
 from jobs.tokenize_command import run_tokenize
 from pipeline.clean import Cleaning, delete_outdated, find_outdated, refuse_active_run
 from pipeline.compare import Difference, compare_datasets
-from pipeline.dataset_rows import BitCounts, open_dataset
+from pipeline.dataset_rows import BitCounts, OpenDataset, open_dataset
 from pipeline.deep_verify import TOLERATED_SHARE, DeepRequest, deep_verify, prepare_deep
 from pipeline.errors import InputNotFoundError, OutputMismatchError, VerifyError
 from pipeline.execution import JobRecord
+from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
 from pipeline.export_job import export_datasets
 from pipeline.job_config import JobConfig
-from pipeline.manifest import read_manifest
+from pipeline.manifest import read_manifest, read_version, split_version
 from pipeline.plan import make_plan
 from pipeline.replay import give_free, units_to_retry, what_came_back
 from pipeline.request import TokenizeRequest, prepare
 from pipeline.run_lease import RunLease
+from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
 from pipeline.verify import verify_dataset
 
@@ -42,16 +44,23 @@ def run_export(datasets: Sequence[str], output: str, config: JobConfig, console:
     Raises:
         MotionTokensError: the export cannot start, or no clip is left.
     """
-    display, record = Display(console), JobRecord()
+    display, record, run_id, stop = Display(console), JobRecord(), new_run_id(), StopSwitch()
+    folder = Folder(output, config.run.storage_options)
+    lease = RunLease(folder, run_id, config.run.when_active, on_wait=display.on_wait, on_lost=stop.ask)
     with display.shown(), open_session(config.run) as executor:
+
+        def build(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
+            for result in executor.build(tasks, builder):
+                yield result
+                stop.check(is_drained=True)
+
         executor.start()
         record.lap("start")
-        manifest = export_datasets(datasets, output, config, executor.build, display)
+        manifest = export_datasets(datasets, lease, config, build, display)
         record.lap("export")
         record.notes["executor"] = executor.name
-    folder = Folder(output, config.run.storage_options)
     outcome = {"status": manifest.status, "version": manifest.version, "exit_code": 0}
-    write_run_record(folder, new_run_id(), record, outcome)
+    write_run_record(folder, run_id, record, outcome)
     print_summary(console, folder, manifest, record)
 
 
@@ -61,9 +70,10 @@ def run_verify(output: str, config: JobConfig, console: Console) -> bool:
     Raises:
         InputNotFoundError: there is no dataset.
     """
-    folder = Folder(output, config.run.storage_options)
+    place, version = split_version(output)
+    folder = Folder(place, config.run.storage_options)
     try:
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder) if version is None else read_version(folder, version)
     except OutputMismatchError as error:
         raise VerifyError(str(error)) from error
     if manifest is None:
@@ -82,6 +92,8 @@ def run_verify(output: str, config: JobConfig, console: Console) -> bool:
             highlight=False,
             soft_wrap=True,
         )
+        for note in result.notes:
+            console.print(f"[yellow]note[/yellow]: {escape(note)}", highlight=False, soft_wrap=True)
         if not result.units_proved:
             console.print(
                 "units are proved where the token store is: this export has none", highlight=False, soft_wrap=True
@@ -102,7 +114,7 @@ def run_deep_verify(output: str, request: DeepRequest, config: JobConfig, consol
         RequestError: inputs or checkpoint are missing, or not those of the dataset.
     """
     with console.status("planning"):
-        job = prepare_deep(open_dataset(Folder(output, config.run.storage_options)), request, config.run)
+        job = prepare_deep(_open(output, config), request, config.run)
     if not run_verify(output, config, console):
         return False
     with console.status("encoding again"):
@@ -141,15 +153,15 @@ def run_diff(ours: str, theirs: str, json_file: Path | None, config: JobConfig, 
         InputNotFoundError: there is no dataset.
         VerifyError: one of them is damaged.
     """
-    options = config.run.storage_options
-    datasets = [open_dataset(Folder(url, options)) for url in (ours, theirs)]
+    datasets = [_open(url, config) for url in (ours, theirs)]
     with console.status("comparing"):
         difference = compare_datasets(datasets[0], datasets[1], lambda path: None)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(difference.described(), indent=1, ensure_ascii=False) + "\n")
     for name, dataset in zip("AB", datasets, strict=True):
-        console.print(f"{name}  {escape(str(dataset.folder))}", highlight=False, soft_wrap=True)
+        version = f"  version {dataset.manifest.version}"
+        console.print(f"{name}  {escape(str(dataset.folder))}{version}", highlight=False, soft_wrap=True)
     for item in difference.settings:
         values = f"{json.dumps(item.ours)} in A, {json.dumps(item.theirs)} in B"
         console.print(f"  {escape(f'{item.name}: {values}')}", highlight=False, soft_wrap=True)
@@ -168,6 +180,12 @@ def run_diff(ours: str, theirs: str, json_file: Path | None, config: JobConfig, 
     verdict = "[green]equal in content[/green]" if difference.is_equal else "[bold red]different[/bold red]"
     console.print(verdict, highlight=False)
     return difference.is_equal
+
+
+def _open(url: str, config: JobConfig) -> OpenDataset:
+    """Return the dataset of a folder, or the version of it that ``DATASET/versions/VERSION.json`` names."""
+    place, version = split_version(url)
+    return open_dataset(Folder(place, config.run.storage_options), version)
 
 
 def _print_counts(difference: Difference, console: Console) -> None:

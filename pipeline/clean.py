@@ -12,10 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
-from pipeline.errors import ActiveRunError, InputNotFoundError, OutputMismatchError, VerifyError
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.errors import ActiveRunError, InputNotFoundError, OutputMismatchError
+from pipeline.manifest import Manifest, read_manifest, read_version
 from pipeline.plan import plan_from_bytes
 from pipeline.run_lease import active_run
 from pipeline.storage import Folder, StoredFile
@@ -28,6 +26,7 @@ KINDS = ("versions", "fragments", "plans", "shards", "lists", "temporary")
 """In the order in which they are deleted: what names other files goes first, so that nothing names a missing file."""
 
 _VERSION = re.compile(r"versions/([0-9a-f]{16})\.json")
+_BESIDE = re.compile(r"versions/([0-9a-f]{16})/.+")
 _PUBLISHED = re.compile(r"_store/([0-9a-f]{16})/published/([0-9a-f]{16})\.txt")
 _PLAN = re.compile(r"_store/([0-9a-f]{16})/plans/([0-9a-f]{24})\.parquet")
 _FRAGMENT = re.compile(r"_store/([0-9a-f]{16})/fragments/[0-9a-f]{2}/([0-9a-f]+)-([0-9a-f]+)\.parquet")
@@ -96,7 +95,7 @@ def find_outdated(output: Folder, keep: int) -> Cleaning:
     dated = sorted(versions & set(published_at), key=lambda version: (published_at[version], version), reverse=True)
     undated = sorted(versions - set(dated))
     kept = [current.version, *dated[: max(keep, 1) - 1], *undated]
-    manifests = [current, *(_read_version(output, version) for version in kept[1:])]
+    manifests = [current, *(read_version(output, version) for version in kept[1:])]
     dropped = (versions | set(published_at)) - set(kept)
     needed = _Needed.of(output, manifests, files, dropped)
     outdated: dict[str, list[StoredFile]] = {kind: [] for kind in KINDS}
@@ -132,17 +131,6 @@ def _publications(output: Folder, files: Iterable[StoredFile]) -> dict[str, str]
                 continue  # of a run that failed, or no record of ours
             found[str(version)] = max(found.get(str(version), ""), str(finished))
     return found
-
-
-def _read_version(output: Folder, version: str) -> Manifest:
-    path = f"versions/{version}.json"
-    try:
-        return Manifest.model_validate_json(output.read(path))
-    except (FileNotFoundError, ValidationError) as error:
-        raise VerifyError(
-            f"{output}/{path} cannot be read, so what it names is not known ({type(error).__name__}):"
-            " restore it, or delete it, then clean again"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -196,6 +184,8 @@ class _Needed:
             return None if path in self.files else "lists"
         if match := _VERSION.fullmatch(path):
             return None if match[1] in self.versions else "versions"
+        if match := _BESIDE.fullmatch(path):
+            return None if match[1] in self.versions else "lists"
         return self._kind_in_store(path)
 
     def _kind_in_store(self, path: str) -> str | None:
@@ -228,5 +218,5 @@ def _plans_of(output: Folder, files: Sequence[StoredFile], versions: set[str]) -
     """Return the plans that versions were made from."""
     matches = [match for file in files if (match := _PUBLISHED.fullmatch(file.path)) and match[2] in versions]
     with ThreadPoolExecutor(DELETE_THREADS) as pool:
-        digests = pool.map(lambda match: output.read(match[0]).decode(), matches)
+        digests = pool.map(lambda match: output.read(match[0]).decode().partition("\n")[0], matches)
         return {(match[1], digest) for match, digest in zip(matches, digests, strict=True)}

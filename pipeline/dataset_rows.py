@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.config import CodecSpec
 from pipeline.errors import InputNotFoundError, VerifyError
-from pipeline.export.dataset import WINDOW_INDEX_PATH
+from pipeline.export.publish import WINDOW_INDEX_PATH
 from pipeline.export.webdataset import rows_of_tar
-from pipeline.manifest import Manifest, ShardFile, read_manifest
+from pipeline.manifest import Manifest, ShardFile, read_beside, read_manifest, read_version
 from pipeline.schema import token_schema
 from pipeline.storage import Folder
 
@@ -89,22 +89,25 @@ class OpenDataset:
 
     @cached_property
     def _windows(self) -> pa.Table:
-        return pq.read_table(io.BytesIO(_read(self.folder, WINDOW_INDEX_PATH)))
+        return pq.read_table(io.BytesIO(read_beside(self.folder, self.manifest, WINDOW_INDEX_PATH)))
 
 
-def open_dataset(folder: Folder) -> OpenDataset:
+def open_dataset(folder: Folder, version: str | None = None) -> OpenDataset:
     """Return a dataset with its clip index.
+
+    Args:
+        version: an earlier one; the current one where it is not given.
 
     Raises:
         InputNotFoundError: there is no dataset.
         OutputMismatchError: dataset.json is not one of ours.
-        VerifyError: the index is missing or damaged.
+        VerifyError: the version or its index is missing or damaged.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder) if version is None else read_version(folder, version)
     if manifest is None:
         raise InputNotFoundError(f"{folder} holds no dataset.json: name the folder that tokenize wrote")
     try:
-        clips = pq.read_table(io.BytesIO(_read(folder, "index/clips.parquet")))
+        clips = pq.read_table(io.BytesIO(read_beside(folder, manifest, "index/clips.parquet")))
     except pa.ArrowException as error:
         raise VerifyError(f"{folder}/index/clips.parquet is damaged ({error}): run motion-tokens verify") from error
     return OpenDataset(folder, manifest, clips)

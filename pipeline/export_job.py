@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 from pipeline.config import ExportSpec, canonical_json
 from pipeline.errors import OutputMismatchError
 from pipeline.export.build import Fragment
-from pipeline.export.dataset import BuildShards, ExportSource, export_dataset, remove_outdated
+from pipeline.export.dataset import BuildShards, ExportSource, export_dataset
+from pipeline.export.publish import publish_dataset
+from pipeline.export.reuse import StandingShards
 from pipeline.export.splits import listed_splits
 from pipeline.job_config import JobConfig, SplitConfig
-from pipeline.manifest import Manifest, publish_manifest, read_manifest
+from pipeline.manifest import Manifest, read_beside, read_manifest
 from pipeline.observer import JobObserver
+from pipeline.run_lease import RunLease
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
 
@@ -27,7 +30,7 @@ MARKER_PATH = "_store/export.json"
 
 
 def export_datasets(
-    datasets: Sequence[str], output_url: str, config: JobConfig, build: BuildShards, observer: JobObserver
+    datasets: Sequence[str], lease: RunLease, config: JobConfig, build: BuildShards, observer: JobObserver
 ) -> Manifest:
     """Write one dataset from the token stores of others, or its own shards anew.
 
@@ -35,17 +38,18 @@ def export_datasets(
 
     Args:
         datasets: folders of published datasets, each with its `_store`.
+        lease: of the output; held while the export writes.
         config: its `export` section and `input.duplicate_ids` count.
 
     Raises:
         OutputMismatchError: a folder holds no dataset with a store, contracts differ, or the output holds
             another dataset.
         NoClipLeftError: every clip was dropped.
-        IncompleteError: a fragment is missing.
+        IncompleteError: a fragment is missing, or another run is active.
     """
     observer.on_stage("export")
     options = config.run.storage_options
-    output = Folder(output_url, options)
+    output = lease.output
     folders = [Folder(url, options) for url in datasets]
     manifests = [_published(folder) for folder in folders]
     first = manifests[0]
@@ -56,21 +60,33 @@ def export_datasets(
                 f"{folder} cannot be merged with {folders[0]}: {'; '.join(differences[:5])}."
                 " Next: export them separately"
             )
-    is_in_place = len(folders) == 1 and output.path_below(folders[0]) == ""
-    if not is_in_place:
+    if len(folders) > 1 or output.path_below(folders[0]) != "":
         _claim(output, first.spec_id, folders)
+    with lease.held():
+        return _export(list(zip(folders, manifests, strict=True)), output, config, build, observer)
 
-    stores = tuple(TokenStore.of(folder, first.spec_id) for folder in folders)
-    plans = [store.plan_of_version(manifest.version) for store, manifest in zip(stores, manifests, strict=True)]
+
+def _export(
+    datasets: Sequence[tuple[Folder, Manifest]],
+    output: Folder,
+    config: JobConfig,
+    build: BuildShards,
+    observer: JobObserver,
+) -> Manifest:
+    first_folder, first = datasets[0]
+    is_in_place = len(datasets) == 1 and output.path_below(first_folder) == ""
+    stores = tuple(TokenStore.of(folder, first.spec_id) for folder, _ in datasets)
+    plans = [store.plan_of_version(manifest.version) for store, (_, manifest) in zip(stores, datasets, strict=True)]
     fragments = tuple(Fragment(index, unit.key, unit.stamp) for index, plan in enumerate(plans) for unit in plan.units)
-    spec, listed = _spec_and_splits(config, folders, first)
-    source = ExportSource(stores, fragments, first.contract)
-    manifest = export_dataset(source, output, spec, listed, build, observer)
+    spec, listed = _spec_and_splits(config, datasets)
+    standing = StandingShards.of_published(output, stores[0]) if is_in_place else StandingShards()
+    source = ExportSource(stores, fragments, first.contract, standing=standing)
+    exported = export_dataset(source, output, spec, listed, build, observer)
     if is_in_place:
-        stores[0].publish_version(manifest.version, plans[0])
-    publish_manifest(output, manifest)
-    remove_outdated(output, manifest)
-    return manifest
+        publish_dataset(output, exported, stores[0], plans[0])
+    else:
+        publish_dataset(output, exported)
+    return exported.manifest
 
 
 def _published(folder: Folder) -> Manifest:
@@ -112,9 +128,10 @@ def _claim(output: Folder, spec_id: str, folders: Sequence[Folder]) -> None:
 
 
 def _spec_and_splits(
-    config: JobConfig, folders: Sequence[Folder], first: Manifest
+    config: JobConfig, datasets: Sequence[tuple[Folder, Manifest]]
 ) -> tuple[ExportSpec, Mapping[str, str]]:
     """Return the first dataset's way of exporting with what the configuration sets laid over it."""
+    first = datasets[0][1]
     given = {name: getattr(config.export, name) for name in config.export.model_fields_set}
     if "duplicate_ids" in config.input.model_fields_set:
         given["duplicate_ids"] = config.input.duplicate_ids
@@ -125,16 +142,17 @@ def _spec_and_splits(
         tree = first.export["splits"]
         is_listed = tree["by"] == "file"
         splits = SplitConfig(**tree, file="the source's" if is_listed else None)
-        listed, digest = (_splits_of_index(folders) if is_listed else {}), first.export["split_file"]
+        listed, digest = (_splits_of_index(datasets) if is_listed else {}), first.export["split_file"]
     standing = {name: value for name, value in first.export.items() if name not in ("splits", "split_file")}
     spec = ExportSpec(**{**standing, **given, "splits": splits, "split_file": digest})
     return spec, listed
 
 
-def _splits_of_index(folders: Sequence[Folder]) -> dict[str, str]:
+def _splits_of_index(datasets: Sequence[tuple[Folder, Manifest]]) -> dict[str, str]:
     """Return clip id -> split as the datasets' own index says."""
     listed: dict[str, str] = {}
-    for folder in folders:
-        index = pq.read_table(io.BytesIO(folder.read("index/clips.parquet")), columns=["clip_id", "split"])
+    for folder, manifest in datasets:
+        data = read_beside(folder, manifest, "index/clips.parquet")
+        index = pq.read_table(io.BytesIO(data), columns=["clip_id", "split"])
         listed.update(zip(index["clip_id"].to_pylist(), index["split"].to_pylist(), strict=True))
     return listed

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import Contract
-from pipeline.errors import OutputMismatchError
+from pipeline.errors import OutputMismatchError, VerifyError
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage import Folder
 
 MANIFEST_PATH = "dataset.json"
+_VERSION_URL = re.compile(r"(.+)/versions/([0-9a-f]{16})\.json")
 
 
 class _Record(BaseModel):
@@ -111,11 +113,58 @@ def read_manifest(output: Folder) -> Manifest | None:
     raise OutputMismatchError(f"{output}/{MANIFEST_PATH} {finding}; name another folder")
 
 
+def read_version(output: Folder, version: str) -> Manifest:
+    """Return the manifest of a version, published now or earlier.
+
+    Raises:
+        VerifyError: it is missing or damaged.
+    """
+    path = f"versions/{version}.json"
+    try:
+        return Manifest.model_validate_json(output.read(path))
+    except (FileNotFoundError, ValidationError) as error:
+        raise VerifyError(
+            f"{output}/{path} cannot be read, so what it names is not known ({type(error).__name__}):"
+            " restore it, or delete it and clean"
+        ) from error
+
+
+def publish_version_record(output: Folder, manifest: Manifest) -> None:
+    """Write the manifest of a version for good."""
+    output.publish(f"versions/{manifest.version}.json", manifest.to_bytes())
+
+
 def publish_manifest(output: Folder, manifest: Manifest) -> None:
-    """Write this version for good, then replace dataset.json."""
-    data = manifest.to_bytes()
-    output.publish(f"versions/{manifest.version}.json", data)
-    output.publish(MANIFEST_PATH, data)
+    """Replace dataset.json: from now on this version is the dataset."""
+    output.publish(MANIFEST_PATH, manifest.to_bytes())
+
+
+def version_path(version: str, path: str) -> str:
+    """Return where a version keeps its own copy of a file beside the shards."""
+    return f"versions/{version}/{path}"
+
+
+def read_beside(output: Folder, manifest: Manifest, path: str) -> bytes:
+    """Return a file beside the shards as a version has it, whatever stands under its own name meanwhile.
+
+    Raises:
+        VerifyError: it is missing or altered.
+    """
+    wanted = {file.path: file.sha256 for file in manifest.files}.get(path)
+    for place in (version_path(manifest.version, path), path):  # a copy of a dataset may lack its versions
+        try:
+            data = output.read(place)
+        except FileNotFoundError:
+            continue
+        if hashlib.sha256(data).hexdigest() == wanted:
+            return data
+    raise VerifyError(f"{output}/{path} is missing or altered: run motion-tokens verify")
+
+
+def split_version(url: str) -> tuple[str, str | None]:
+    """Return folder and version of ``DATASET/versions/VERSION.json``; any other location is a folder's."""
+    named = _VERSION_URL.fullmatch(url)
+    return (named[1], named[2]) if named else (url, None)
 
 
 def shards_txt(manifest_shards: tuple[ShardFile, ...], split: str) -> bytes:

@@ -82,7 +82,7 @@ class RunLease:
         on_wait: Callable[[Heartbeat], None],
         on_lost: Callable[[str], None],
     ) -> None:
-        self._output, self._run_id = output, run_id
+        self.output, self._run_id = output, run_id
         self._when_active, self._on_wait, self._on_lost = when_active, on_wait, on_lost
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -107,10 +107,10 @@ class RunLease:
             ActiveRunError: another run lives and `when_active` is `leave`.
         """
         waited = False
-        while self._when_active != "take_over" and (other := active_run(self._output)) is not None:
+        while self._when_active != "take_over" and (other := active_run(self.output)) is not None:
             if self._when_active == "leave":
                 raise ActiveRunError(
-                    f"run {other.run_id} on {other.host} (process {other.pid}) is active on {self._output}:"
+                    f"run {other.run_id} on {other.host} (process {other.pid}) is active on {self.output}:"
                     " try again later, or take over with --set run.when_active=take_over"
                 )
             if not waited:
@@ -127,14 +127,14 @@ class RunLease:
             return
         self._stop.set()
         self._thread.join()
-        heartbeat = read_heartbeat(self._output)
+        heartbeat = read_heartbeat(self.output)
         if heartbeat is not None and heartbeat.run_id == self._run_id:
-            self._output.delete(LEASE_PATH)
+            self.output.delete(LEASE_PATH)
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(BEAT_S):
             try:
-                heartbeat = read_heartbeat(self._output)
+                heartbeat = read_heartbeat(self.output)
                 if heartbeat is not None and heartbeat.run_id != self._run_id:
                     self._on_lost(f"run {heartbeat.run_id} on {heartbeat.host} took over")
                     return
@@ -145,7 +145,7 @@ class RunLease:
     def _beat(self) -> None:
         pid = os.getpid()
         heartbeat = Heartbeat(self._run_id, host_here(), pid, process_start(pid), time.time())
-        self._output.publish(LEASE_PATH, json.dumps(asdict(heartbeat)).encode())
+        self.output.publish(LEASE_PATH, json.dumps(asdict(heartbeat)).encode())
 
 
 def host_here() -> str:

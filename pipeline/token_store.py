@@ -153,13 +153,21 @@ class TokenStore:
         """Write a plan under its digest."""
         self.folder.publish(f"plans/{plan.digest}.parquet", plan_to_bytes(plan))
 
-    def publish_version(self, version: str, plan: Plan) -> None:
-        """Remember which plan a published dataset.json was made from.
+    def publish_version(self, version: str, plan: Plan, recipes: Iterable[str] = ()) -> None:
+        """Remember what a published dataset.json was made from.
 
         Args:
             version: digest of the dataset.json.
+            recipes: what each of its shards was made from, shards in order; see export/reuse.py.
         """
-        self.folder.publish(f"published/{version}.txt", plan.digest.encode())
+        self.folder.publish(f"published/{version}.txt", "\n".join([plan.digest, *recipes]).encode())
+
+    def recipes_of_version(self, version: str) -> list[str]:
+        """Return what each shard of a published dataset.json was made from, [] where that is not known."""
+        try:
+            return self.folder.read(f"published/{version}.txt").decode().split("\n")[1:]
+        except FileNotFoundError:
+            return []
 
     def plan_of_version(self, version: str) -> Plan:
         """Return the plan that a published dataset.json was made from.
@@ -168,7 +176,7 @@ class TokenStore:
             OutputMismatchError: the store does not know this version.
         """
         try:
-            digest = self.folder.read(f"published/{version}.txt").decode()
+            digest = self.folder.read(f"published/{version}.txt").decode().partition("\n")[0]
             return plan_from_bytes(self.folder.read(f"plans/{digest}.parquet"))
         except FileNotFoundError as error:
             raise OutputMismatchError(

@@ -5,6 +5,7 @@ Knows no Ray: who runs the stages is handed in (execution.py).
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +15,18 @@ from pipeline.drop_limit import TooManyDroppedError, check_dropped
 from pipeline.errors import IncompleteError, NoClipLeftError, OutputMismatchError
 from pipeline.execution import Executor, JobRecord, TokenizeProgress, TokenizeStages
 from pipeline.export.build import Fragment
-from pipeline.export.dataset import ExportSource, export_dataset, remove_outdated
+from pipeline.export.dataset import ExportSource, export_dataset
+from pipeline.export.publish import publish_dataset, remove_outdated
+from pipeline.export.reuse import StandingShards
 from pipeline.isolation import find_crashing
-from pipeline.manifest import Manifest, publish_manifest, read_manifest
+from pipeline.manifest import Manifest, OtherFile, read_manifest, version_path
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.read_units import UnitReader
 from pipeline.request import Job, TokenizeRequest, check_output, prepare
 from pipeline.run_lease import RunLease
 from pipeline.stopping import StopSwitch
+from pipeline.storage import Folder
 from pipeline.tokenizer_actor import TokenizerSettings
 from pipeline.write_fragments import FragmentWriter
 
@@ -56,7 +60,7 @@ def tokenize_dataset(
         Stopped: a signal came.
     """
     observer.on_stage("plan")
-    job = prepare(request, executor)
+    job = prepare(request, executor, observer)
     plan = make_plan(job.roots, job.contract.corpus)
     missing = _missing(job, plan)
     num_skipped = sum(root.skipped for root in job.roots)
@@ -95,17 +99,16 @@ def _publish(job: Job, plan: Plan, executor: Executor, observer: JobObserver) ->
     """Export the fragments of a plan, and make the dataset the current one."""
     observer.on_stage("export")
     fragments = tuple(Fragment(0, unit.key, unit.stamp) for unit in plan.units)
-    source = ExportSource((job.store,), fragments, job.contract, job.config.run.max_dropped)
+    standing = StandingShards.of_published(job.output, job.store)
+    source = ExportSource((job.store,), fragments, job.contract, job.config.run.max_dropped, standing)
     try:
-        manifest = export_dataset(source, job.output, job.export, job.listed, executor.build, observer)
+        exported = export_dataset(source, job.output, job.export, job.listed, executor.build, observer)
     except (NoClipLeftError, TooManyDroppedError):
         if read_manifest(job.output) is None:
             job.store.forget_contract()  # nothing stands here: the next try may set other things
         raise
-    job.store.publish_version(manifest.version, plan)
-    publish_manifest(job.output, manifest)
-    remove_outdated(job.output, manifest)
-    return manifest
+    publish_dataset(job.output, exported, job.store, plan)
+    return exported.manifest
 
 
 def _tokenize(job: Job, missing: Sequence[Unit], executor: Executor, progress: TokenizeProgress) -> None:
@@ -196,12 +199,28 @@ def _current(job: Job, plan: Plan, missing: Sequence[Unit], record: JobRecord) -
         published = job.store.plan_of_version(manifest.version)
     except OutputMismatchError:
         return None
-    with ThreadPoolExecutor(STAT_THREADS) as pool:
-        standing = list(pool.map(lambda file: job.output.stat(file.path), manifest.all_files))
-    sizes = [file.bytes for file in manifest.all_files]
-    is_whole = [file and file.num_bytes for file in standing] == sizes
-    record.already_complete = published.digest == plan.digest and is_whole
+    record.already_complete = published.digest == plan.digest and _is_whole(job, manifest)
     if not record.already_complete:
         return None
+    remove_outdated(job.output, manifest)  # a run that was killed just before its end may have left it
     check_dropped(manifest.counts, manifest.drops, job.config.run.max_dropped)
     return manifest
+
+
+def _is_whole(job: Job, manifest: Manifest) -> bool:
+    """Return whether all files stand: those named by content in their size, the others with their very bytes."""
+    copies = {version_path(manifest.version, file.path): file.bytes for file in manifest.files}
+    shards = {shard.path: shard.bytes for shards in manifest.shards.values() for shard in shards}
+    named_by_content = {**shards, **copies}
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        standing = pool.map(job.output.stat, named_by_content)
+        if [file and file.num_bytes for file in standing] != list(named_by_content.values()):
+            return False
+        return all(pool.map(lambda file: _holds(job.output, file), manifest.files))
+
+
+def _holds(output: Folder, file: OtherFile) -> bool:
+    try:
+        return hashlib.sha256(output.read(file.path)).hexdigest() == file.sha256
+    except FileNotFoundError:
+        return False

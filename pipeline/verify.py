@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Contract, digest_of
 from pipeline.errors import IncompleteError, OutputMismatchError, VerifyError
-from pipeline.export.dataset import ALWAYS_WRITTEN, WINDOW_INDEX_PATH
 from pipeline.export.index import count_clips
-from pipeline.manifest import Manifest, ShardFile
+from pipeline.export.publish import ALWAYS_WRITTEN, WINDOW_INDEX_PATH
+from pipeline.manifest import Manifest, OtherFile, ShardFile, read_manifest, version_path
 from pipeline.plan import units_digest
 from pipeline.quarantine import DropReason
 from pipeline.shard_content import ShardContent, content_of_parquet, content_of_tar, window_sum
@@ -55,6 +55,8 @@ class Verified:
     num_files: int
     num_windows: int
     units_proved: bool
+    notes: Sequence[str] = ()
+    """What a person should know of a dataset that may be sound."""
 
     @property
     def is_sound(self) -> bool:
@@ -83,31 +85,67 @@ def verify_dataset(output: Folder, manifest: Manifest, on_file: Callable[[str], 
     """
     findings = Findings()
     contents: dict[str, bytes] = {}
+    is_kept = output.stat(f"versions/{manifest.version}.json") is not None
+    if not is_kept:
+        findings.add(f"dataset.json: altered, or its copy versions/{manifest.version}.json is missing")
     for other in manifest.files:
         on_file(other.path)
-        data = _read_checked(output, other.path, other.bytes, other.sha256, findings)
+        path = version_path(manifest.version, other.path) if is_kept else other.path
+        data = _read_checked(output, path, other.bytes, other.sha256, findings)
         if data is not None:
             contents[other.path] = data
+    notes = _prove_names(output, manifest, findings) if is_kept else []
     clips = _table(contents.get("index/clips.parquet"))
     units = _table(contents.get("index/units.parquet"))
     units_proved = False
     if clips is None or units is None:
         findings.add("index: clips.parquet or units.parquet is missing or altered, so windows cannot be proved")
     else:
-        _prove_manifest(output, manifest, clips, _table(contents.get("quarantine.parquet")), findings)
+        _prove_manifest(manifest, clips, _table(contents.get("quarantine.parquet")), findings)
         units_proved = _prove_units(output, manifest, clips, units, findings)
         _prove_rows(output, manifest, clips, findings, on_file)
     num_files = len(manifest.files) + sum(len(shards) for shards in manifest.shards.values())
-    return Verified(findings.lines, findings.num_findings, num_files, manifest.num_windows, units_proved)
+    return Verified(findings.lines, findings.num_findings, num_files, manifest.num_windows, units_proved, notes)
 
 
-def _prove_manifest(
-    output: Folder, manifest: Manifest, clips: pa.Table, quarantined: pa.Table | None, findings: Findings
-) -> None:
-    """Compare what dataset.json says with itself, with its stored version, and with the index."""
-    copy = f"versions/{manifest.version}.json"
-    if output.stat(copy) is None:
-        findings.add(f"dataset.json: altered, or its copy {copy} is missing")
+def _prove_names(output: Folder, manifest: Manifest, findings: Findings) -> list[str]:
+    """Compare the files beside the shards, under their own names, with what the current version keeps of them.
+
+    Returns:
+        A note for each that is of another version: the publication of that one was interrupted.
+    """
+    current = read_manifest(output)
+    if current is None or current.version != manifest.version:
+        return []
+    notes: list[str] = []
+    for file in manifest.files:
+        quiet = Findings()
+        if _read_checked(output, file.path, file.bytes, file.sha256, quiet) is not None:
+            continue
+        if _is_of_another_version(output, file):
+            notes.append(
+                f"{file.path} is of a version whose publication was interrupted; the dataset's own stands in"
+                f" {version_path(manifest.version, file.path)}: run the same command again"
+            )
+        else:
+            findings.add(quiet.lines[0])
+    return notes
+
+
+def _is_of_another_version(output: Folder, file: OtherFile) -> bool:
+    standing = output.stat(file.path)
+    if standing is None:
+        return False
+    data = output.read(file.path)
+    for name in output.list_names("versions"):
+        copy = output.stat(version_path(name, file.path)) if not name.endswith(".json") else None
+        if copy and copy.num_bytes == len(data) and output.read(version_path(name, file.path)) == data:
+            return True
+    return False
+
+
+def _prove_manifest(manifest: Manifest, clips: pa.Table, quarantined: pa.Table | None, findings: Findings) -> None:
+    """Compare what dataset.json says with itself and with the index."""
     promised = set(ALWAYS_WRITTEN)
     if manifest.export["shuffle"] != "none":
         promised.add(WINDOW_INDEX_PATH)

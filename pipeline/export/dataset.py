@@ -1,4 +1,4 @@
-"""The whole export: committed fragments -> shards, index, card, and dataset.json last.
+"""The whole export: committed fragments -> shards, index, card and manifest; publish.py makes them the dataset.
 
 Knows no Ray or torch: who builds the shards is handed in (graph.py).
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ from pipeline.export.card import dataset_card
 from pipeline.export.clips import ClipTable, join_ledgers, resolve_duplicates
 from pipeline.export.index import clip_index, count_clips, quarantine, table_to_parquet, unit_index, window_index
 from pipeline.export.layout import ShardLayout, lay_out_shards
+from pipeline.export.publish import WINDOW_INDEX_PATH, Exported
+from pipeline.export.reuse import StandingShards, recipes_of
 from pipeline.export.splits import assign_splits
 from pipeline.manifest import Manifest, OtherFile, ShardFile, shards_txt
 from pipeline.observer import JobObserver
@@ -31,10 +34,6 @@ from pipeline.storage import Folder
 from pipeline.token_store import CONSTANTS_PATH, TokenStore
 
 BuildShards = Callable[[Sequence[ShardTask], ShardBuilder], Iterator[ShardResult]]
-
-WINDOW_INDEX_PATH = "index/windows.parquet"
-ALWAYS_WRITTEN = ("README.md", "constants.npz", "index/clips.parquet", "index/units.parquet", "quarantine.parquet")
-"""Files beside the shards; shuffled exports add the window index, WebDataset a shards.txt a split."""
 
 GLOBAL_SHARDS_A_TASK = 8
 """Shards built together where each draws from every fragment, so that fragments are read fewer times."""
@@ -49,6 +48,8 @@ class ExportSource:
     contract: Contract
     max_dropped: int | float | None = None
     """Dropped clips that are allowed: a count, or a share of all."""
+    standing: StandingShards = field(default_factory=StandingShards)
+    """Shards of an earlier version in the same output, taken over where they would come out the same."""
 
 
 def export_dataset(
@@ -58,8 +59,8 @@ def export_dataset(
     listed: Mapping[str, str],
     build: BuildShards,
     observer: JobObserver,
-) -> Manifest:
-    """Write a token dataset from fragments, all but dataset.json: publishing that is the caller's last step.
+) -> Exported:
+    """Write the shards of a token dataset from fragments; `publish_dataset` is the caller's last step.
 
     Args:
         listed: clip id -> split, for `splits.by: file`.
@@ -82,9 +83,12 @@ def export_dataset(
     layouts = lay_out_shards(clips, splits, unit_keys, export)
     observer.on_layout(len(layouts), int(clips.num_windows.sum()))
 
+    tasks = _tasks(layouts, clips, fragments, export)
+    recipes = recipes_of(tasks, clips, source.contract)
+    results = {result.index: result for result in source.standing.reuse(tasks, recipes, export.formats, output)}
     builder = ShardBuilder(output, source.stores, source.contract, export.formats)
-    results: dict[int, ShardResult] = {}
-    for result in build(_tasks(layouts, clips, fragments, export), builder):
+    built = build([task for task in tasks if task.first_index not in results], builder)
+    for result in chain(list(results.values()), built):
         results[result.index] = result
         for file in result.files.values():
             observer.on_shard(file.path)
@@ -106,19 +110,8 @@ def export_dataset(
         contents[f"webdataset/{split}/shards.txt"] = shards_txt(shards["webdataset"], split)
     manifest = _manifest(source.contract, export, tables["index/clips.parquet"], shards, unit_keys)
     contents["README.md"] = dataset_card(manifest).encode()
-    for path, data in sorted(contents.items()):
-        output.publish(path, data)
     files = tuple(_other_file(path, data) for path, data in sorted(contents.items()))
-    return manifest.model_copy(update={"files": files})
-
-
-def remove_outdated(output: Folder, manifest: Manifest) -> None:
-    """Delete files of fixed names that an earlier export left and this one does not name."""
-    named = {file.path for file in manifest.files}
-    lists = [f"webdataset/{split}/shards.txt" for split in output.list_names("webdataset")]
-    for path in (WINDOW_INDEX_PATH, *lists):
-        if path not in named:
-            output.delete(path)
+    return Exported(manifest.model_copy(update={"files": files}), contents, recipes)
 
 
 def _ledgers(source: ExportSource, fragments: Sequence[Fragment]) -> Iterable[pa.Table]:

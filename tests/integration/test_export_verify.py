@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import shutil
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from pipeline.run_lease import Heartbeat, host_here, process_start
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +219,9 @@ def reforge(output, pattern, change):
     published = next(output.glob("_store/*/published"))
     new = hashlib.sha256(text.encode()).hexdigest()[:16]
     (published / f"{new}.txt").write_text((published / f"{old}.txt").read_text())
+    for file in manifest["files"]:
+        (output / "versions" / new / file["path"]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(output / file["path"], output / "versions" / new / file["path"])
     return path.name
 
 
@@ -292,3 +299,15 @@ def test_verify_finds_and_names_damage(command, copy, damage):
     outcome = command("verify", copy)
     assert outcome.code == 1, outcome.text
     assert name in outcome.text.replace(" ", ""), outcome.text
+
+
+def test_export_leaves_an_output_to_the_run_that_is_active(command, dataset, tmp_path):
+    arguments = ("export", dataset, tmp_path / "o", "--local", "--set", "run.when_active=leave")
+    assert command(*arguments).code == 0
+    beat = Heartbeat("20260101-000000-abcdef", host_here(), os.getpid(), process_start(os.getpid()), time.time())
+    (tmp_path / "o" / "runs" / "active.json").write_text(json.dumps(vars(beat)))
+    outcome = command(*arguments, "--set", "export.windows_per_shard=9")
+    assert (outcome.code, "20260101-000000-abcdef" in outcome.text) == (3, True)
+    (tmp_path / "o" / "runs" / "active.json").unlink()
+    assert command(*arguments, "--set", "export.windows_per_shard=9").code == 0
+    assert command("verify", tmp_path / "o").code == 0

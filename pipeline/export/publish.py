@@ -1,0 +1,62 @@
+"""Publishing: the small files of a version under its name, then under their own names, and dataset.json last.
+
+Knows no Ray or torch. Shards stand already; their names say their content, so that no version disturbs another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.export.reuse import Recipes
+from pipeline.manifest import Manifest, publish_manifest, publish_version_record, version_path
+from pipeline.plan import Plan
+from pipeline.storage import Folder
+from pipeline.token_store import TokenStore
+
+WINDOW_INDEX_PATH = "index/windows.parquet"
+ALWAYS_WRITTEN = ("README.md", "constants.npz", "index/clips.parquet", "index/units.parquet", "quarantine.parquet")
+"""Files beside the shards; shuffled exports add the window index, WebDataset a shards.txt a split."""
+
+WRITE_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A dataset whose shards stand and which nothing names yet; built by `export_dataset`."""
+
+    manifest: Manifest
+    contents: Mapping[str, bytes]
+    """The files beside the shards, by path."""
+    recipes: Recipes
+    """What each shard was made from, shards in order."""
+
+
+def publish_dataset(
+    output: Folder, exported: Exported, store: TokenStore | None = None, plan: Plan | None = None
+) -> None:
+    """Make an exported dataset the current one; killed at any moment, the one before stays whole.
+
+    Args:
+        store: remembers what the version was made from, where it stands in the same output.
+        plan: the store's plan of it.
+    """
+    manifest, contents, version = exported.manifest, exported.contents, exported.manifest.version
+    with ThreadPoolExecutor(WRITE_THREADS) as pool:
+        list(pool.map(lambda path: output.publish(version_path(version, path), contents[path]), contents))
+        if store is not None and plan is not None:
+            store.publish_version(version, plan, exported.recipes)
+        publish_version_record(output, manifest)
+        list(pool.map(lambda path: output.publish(path, contents[path]), contents))
+    publish_manifest(output, manifest)
+    remove_outdated(output, manifest)
+
+
+def remove_outdated(output: Folder, manifest: Manifest) -> None:
+    """Delete files of fixed names that an earlier export left and this one does not name."""
+    named = {file.path for file in manifest.files}
+    lists = [f"webdataset/{split}/shards.txt" for split in output.list_names("webdataset")]
+    for path in (WINDOW_INDEX_PATH, *lists):
+        if path not in named:
+            output.delete(path)

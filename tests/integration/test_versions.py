@@ -1,0 +1,182 @@
+"""Versions of one output: old ones stay readable, a kill between two leaves the old one whole, shards are reused."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from pipeline.export.build import ShardBuilder
+from pipeline.storage import Folder
+
+
+@pytest.fixture
+def motion(tools, tmp_path):
+    (tmp_path / "motion").mkdir()
+    for n in range(8):
+        write_clip(tools, tmp_path / "motion", n, seed=n)
+    return tmp_path / "motion"
+
+
+@pytest.fixture
+def tokenize(command, motion, tiny_codec, tmp_path):
+    """Run the job on `motion`, one unit a file and about two shards' worth of windows, into `tokens`."""
+
+    def run(*extra, output="tokens"):
+        sets = ("--set", "units.files=1", "--set", "export.windows_per_shard=8", "--local")
+        return command("tokenize", motion, tmp_path / output, "-c", tiny_codec, *sets, *extra)
+
+    return run
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The number of shards that are built, as it grows."""
+    sizes = []
+    gather = ShardBuilder._gather
+
+    def counted(self, task):
+        sizes.extend(layout.num_windows for layout in task.layouts)
+        return gather(self, task)
+
+    monkeypatch.setattr(ShardBuilder, "_gather", counted)
+    return sizes
+
+
+def write_clip(tools, folder, number, seed, num_frames=30):
+    data = tools.npz_bytes(motion=tools.tiny_motion(seed, num_frames), fps=25)
+    (folder / f"clip{number}.npz").write_bytes(data)
+
+
+def version_of(output):
+    return json.loads(max(output.glob("runs/*/run.json")).read_text())["version"]
+
+
+def current(output):
+    return json.loads((output / "dataset.json").read_text())
+
+
+def promised(tools, output):
+    """Every promised byte but those of other versions."""
+    return {name: data for name, data in tools.tree_of(output).items() if not name.startswith("versions/")}
+
+
+def test_an_old_version_stays_readable(command, tokenize, motion, tools, tmp_path):
+    assert tokenize().code == 0
+    old = tmp_path / "tokens" / "versions" / f"{version_of(tmp_path / 'tokens')}.json"
+    (motion / "clip3.npz").unlink()
+    write_clip(tools, motion, 5, seed=55, num_frames=44)
+    assert tokenize().code == 0
+    assert command("verify", old).code == 0
+    outcome = command("diff", old, tmp_path / "tokens")
+    assert outcome.code == 1
+    assert "clip3" in outcome.text
+    assert command("diff", old, old).code == 0
+    assert command("verify", old.with_name("0123456789abcdef.json")).code == 1
+
+
+@pytest.mark.parametrize("moment", range(0, 26, 2))
+def test_a_kill_at_any_write_of_a_publication_leaves_the_old_version_whole(
+    command, tokenize, motion, tools, tmp_path, monkeypatch, moment
+):
+    output = tmp_path / "tokens"
+    assert tokenize().code == 0
+    write_clip(tools, motion, 5, seed=55, num_frames=44)
+    assert tokenize(output="fresh").code == 0
+    before = current(output)
+    writes = []
+    publish = Folder.publish
+
+    def publish_or_die(self, path, data):
+        if not path.startswith(("runs/", "contract.json", "plans/")):
+            if len(writes) >= moment:
+                raise RuntimeError("killed")
+            writes.append(path)
+        publish(self, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.export.publish.WRITE_THREADS", 1)
+        patch.setattr(Folder, "publish", publish_or_die)
+        assert tokenize().code == (70 if len(writes) >= moment else 0)
+    verified = command("verify", output)
+    assert verified.code == 0, verified.text
+    assert current(output) == before or "dataset.json" in writes
+    assert tokenize().code == 0
+    assert promised(tools, output) == promised(tools, tmp_path / "fresh") | old_shards(before, output)
+
+
+def old_shards(manifest, output):
+    return {
+        shard["path"]: (output / shard["path"]).read_bytes()
+        for shards in manifest["shards"].values()
+        for shard in shards
+    }
+
+
+def test_verify_tells_a_note_from_damage(command, tokenize, motion, tools, tmp_path, monkeypatch):
+    output = tmp_path / "tokens"
+    assert tokenize().code == 0
+    write_clip(tools, motion, 5, seed=55, num_frames=44)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.export.publish.publish_manifest", lambda *args: pytest.fail("killed"))
+        with pytest.raises(BaseException, match="killed"):
+            assert tokenize().code == 0
+            raise AssertionError("killed")
+    outcome = command("verify", output)
+    assert (outcome.code, "whose publication was interrupted" in outcome.text) == (0, True), outcome.text
+    (output / "README.md").write_text("mine")
+    outcome = command("verify", output)
+    assert (outcome.code, "README.md: altered" in outcome.text) == (1, True)
+
+
+def test_only_shards_of_changed_units_are_built(command, tokenize, motion, tools, tmp_path, built):
+    output = tmp_path / "tokens"
+    assert tokenize().code == 0
+    num_shards = len(current(output)["shards"]["parquet"])
+    assert len(built) == num_shards >= 4
+    built.clear()
+    write_clip(tools, motion, 5, seed=55, num_frames=30)
+    assert tokenize().code == 0
+    assert len(built) == 1
+    assert command("verify", output).code == 0
+    assert tokenize(output="fresh").code == 0
+    assert current(output)["shards"] == current(tmp_path / "fresh")["shards"]
+
+
+def test_a_shard_that_is_gone_is_built_again(command, tokenize, tmp_path, built):
+    output = tmp_path / "tokens"
+    assert tokenize().code == 0
+    shard = output / current(output)["shards"]["webdataset"][0]["path"]
+    data = shard.read_bytes()
+    shard.unlink()
+    built.clear()
+    assert tokenize().code == 0
+    assert len(built) == 1
+    assert shard.read_bytes() == data
+
+
+def test_other_export_settings_build_anew(command, tokenize, tmp_path, built):
+    assert tokenize().code == 0
+    built.clear()
+    assert tokenize("--set", "export.shuffle=shard").code == 0
+    assert len(built) == len(current(tmp_path / "tokens")["shards"]["parquet"])
+    assert command("verify", tmp_path / "tokens").code == 0
+
+
+def test_content_that_changed_under_the_same_stamp_is_seen(command, tokenize, motion, tools, tmp_path, built):
+    """A replay gives fragments free: what it reads then may differ although no file looks changed."""
+    output = tmp_path / "tokens"
+    assert tokenize().code == 0
+    path = motion / "clip5.npz"
+    status = path.stat()
+    write_clip(tools, motion, 5, seed=77, num_frames=30)
+    assert path.stat().st_size == status.st_size
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "already complete" in tokenize().text
+    for fragment in output.glob("_store/*/fragments/*/*"):
+        fragment.unlink()
+    built.clear()
+    assert tokenize().code == 0
+    assert len(built) == 1
+    assert command("verify", output).code == 0

@@ -94,16 +94,23 @@ class WindowEncoder:
 
         Raises:
             ValueError: a shape or type is wrong, or a clip lies outside `motion`.
+            torch.OutOfMemoryError: the device cannot hold one batch; motion that does not fit beside it stays
+                where it is, and its windows are cut there.
         """
         if motion.ndim != 2 or motion.shape[1] != self.config.motion_dim or motion.dtype != torch.float32:
             raise ValueError(
                 f"wanted float32 motion (frames, {self.config.motion_dim}), found {motion.dtype} {tuple(motion.shape)}"
             )
-        spans = _checked_spans(clip_begin, clip_end, start_frame, len(motion)).to(self.device)
-        resident = motion.to(self.device)
-        return self._packed(
-            len(spans), lambda first, last: _gather(resident, spans[first:last], self.config.window_frames)
-        )
+        spans = _checked_spans(clip_begin, clip_end, start_frame, len(motion))
+        try:
+            return self._packed(len(spans), self._cut_from(motion.to(self.device), spans.to(self.device)))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return self._packed(len(spans), self._cut_from(motion, spans))
+
+    def _cut_from(self, motion: Tensor, spans: Tensor) -> WindowSource:
+        frames = self.config.window_frames
+        return lambda first, last: _gather(motion, spans[first:last], frames).to(self.device)
 
     def encode_windows(self, windows: Tensor) -> NDArray[np.uint8]:
         """Encodes windows (n, 2T, M) float32 -> packed bits (n, 2, num_tokens, code_dim // 8).

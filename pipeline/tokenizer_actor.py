@@ -19,7 +19,7 @@ from bitwise_vae.encode import WindowEncoder
 from pipeline.blocks import MotionBlock, TokenBlock
 from pipeline.codec import numerics_here, pick_device
 from pipeline.config import Contract
-from pipeline.errors import OutputMismatchError
+from pipeline.errors import IncompleteError, OutputMismatchError
 from pipeline.token_store import CONSTANTS_PATH, TokenStore
 
 TELL_INTERVAL_S = 0.5
@@ -62,6 +62,7 @@ class TokenizerActor:
 
         Raises:
             OutputMismatchError: this machine computes with other numerics than the store's.
+            IncompleteError: the GPU has no memory for a batch.
         """
         device = pick_device()
         contract = settings.contract
@@ -82,13 +83,20 @@ class TokenizerActor:
         self._half_bytes = contract.codec.half_bytes
         self._listener = listener
         self._untold, self._told_at = -1, time.monotonic()  # the window of zeros does not count
-        null_prev, null_this = self._encoder.null_bits()
+        try:
+            null_prev, null_this = self._encoder.null_bits()
+        except torch.OutOfMemoryError as error:
+            raise self._memory_error() from error
         if not settings.store.folder.exists(CONSTANTS_PATH):
             patch_nums = np.array(contract.codec.patch_nums, np.int32)
             settings.store.folder.publish(CONSTANTS_PATH, constants_to_npz(null_prev, null_this, patch_nums))
 
     def tokenize(self, block: MotionBlock) -> TokenBlock:
-        """Return the bits of every window of a block, packed into full batches across its clips and units."""
+        """Return the bits of every window of a block, packed into full batches across its clips and units.
+
+        Raises:
+            IncompleteError: the GPU has no memory for a batch; the batch shape is part of the bits and stays.
+        """
         begin = time.perf_counter()
         num_windows = block.ledger["num_windows"].to_numpy()
         self._listener.begun(len(block.start_frame), sum(unit.num_bytes for unit in block.units))
@@ -96,12 +104,15 @@ class TokenizerActor:
         num_frames = block.ledger["num_frames"].to_numpy()[kept].astype(np.int64)
         clip_end = np.cumsum(num_frames)
         clip_of_window = np.repeat(np.arange(len(num_frames)), num_windows[kept])
-        bits = self._encoder.encode(
-            _tensor_of(block.motion),
-            (clip_end - num_frames)[clip_of_window],
-            clip_end[clip_of_window],
-            block.start_frame,
-        )
+        try:
+            bits = self._encoder.encode(
+                _tensor_of(block.motion),
+                (clip_end - num_frames)[clip_of_window],
+                clip_end[clip_of_window],
+                block.start_frame,
+            )
+        except torch.OutOfMemoryError as error:
+            raise self._memory_error() from error
         self._count(0, flush=True)
         return TokenBlock(
             units=block.units,
@@ -109,6 +120,13 @@ class TokenizerActor:
             ledger=block.ledger,
             start_frame=block.start_frame,
             seconds={**block.seconds, "tokenize": time.perf_counter() - begin},
+        )
+
+    def _memory_error(self) -> IncompleteError:
+        free, total = (size >> 20 for size in torch.cuda.mem_get_info()) if torch.cuda.is_available() else (0, 0)
+        return IncompleteError(
+            f"the GPU has no memory for a batch of {self._encoder.batch_size} windows ({free} of {total} MiB are free):"
+            " end what else uses it and run the same command again, or make another dataset with --batch-size"
         )
 
     def _count(self, num_windows: int, flush: bool = False) -> None:

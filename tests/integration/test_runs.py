@@ -8,7 +8,9 @@ import threading
 import time
 
 import pytest
+import torch
 
+from bitwise_vae.encode import WindowEncoder
 from pipeline.run_lease import LEASE_PATH, host_here, process_start
 from pipeline.storage import Folder
 
@@ -114,3 +116,17 @@ def test_restart_puts_another_dataset_in_its_place(command, arguments, tools, re
     before = {name: data for name, data in reference.items() if not name.startswith("versions/")}
     after = tools.tree_of(tmp_path / "o")
     assert {name: after[name] for name in before} == before
+
+
+def test_a_device_without_memory_for_a_batch_ends_resumable(
+    command, arguments, tools, reference, tmp_path, monkeypatch
+):
+    def full(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowEncoder, "encode", full)
+        outcome = command(*arguments)
+    assert (outcome.code, "no memory for a batch of 32 windows" in outcome.text) == (3, True), outcome.text
+    assert command(*arguments).code == 0
+    assert tools.tree_of(tmp_path / "o") == reference

@@ -5,19 +5,28 @@ Knows no data: each command calls one function of the pipeline.
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from jobs.supervision import EXIT_INCOMPLETE, EXIT_STOPPED, is_to_supervise, run_supervised
 from pipeline.errors import ConfigError, MotionTokensError
 from pipeline.job_config import JobConfig, load_config
 
-EXIT_WRONG_DATA, EXIT_INCOMPLETE, EXIT_INTERNAL, EXIT_STOPPED = 1, 3, 70, 143
+if TYPE_CHECKING:
+    from pipeline.request import TokenizeRequest
+    from pipeline.stopping import Stopped
+
+EXIT_WRONG_DATA, EXIT_INTERNAL = 1, 70
 TWO_CONFIGURATIONS = "--preset and --model-config say the same thing: give one of them"
 
 app = typer.Typer(
@@ -49,6 +58,9 @@ Preset = Annotated[str | None, typer.Option(help="Known model configuration: art
 Stride = Annotated[int | None, typer.Option(min=1, help="Frames between windows; default: one window.")]
 Precision = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Windows a batch; part of the dataset's identity.")]
+Checksum = Annotated[
+    bool, typer.Option("--checksum", help="Tell changed files by their content instead of size and time.")
+]
 
 
 @app.command(
@@ -74,6 +86,7 @@ def tokenize(
     batch_size: BatchSize = None,
     workers: Workers = None,
     local: Local = False,
+    checksum: Checksum = False,
     deadline: Annotated[str | None, typer.Option(help="Stop at this time, resumable: 06:00.")] = None,
     max_runtime: Annotated[str | None, typer.Option(help="Stop after this time, resumable: 90m, 1h30m.")] = None,
     restart: Annotated[
@@ -81,25 +94,17 @@ def tokenize(
     ] = False,
 ) -> None:
     """Tokenize motion files into a verified token dataset."""
-    options = {
-        "export.formats": formats,
-        "window.stride": stride,
-        "precision": precision,
-        "batch_size": batch_size,
-        "run.workers": workers,
-        "run.local": local or None,
+    options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum) | {
         "run.deadline": f"'{deadline}'" if deadline else None,
         "run.max_runtime": f"'{max_runtime}'" if max_runtime else None,
         "run.restart": restart or None,
     }
     with reported():
         job = job_config(config, settings, options)
-        if preset and model_config:
-            raise ConfigError(TWO_CONFIGURATIONS)
+        request = tokenize_request(inputs, output, checkpoint, preset, model_config, job)
         from jobs.tokenize_command import run_tokenize
-        from pipeline.request import TokenizeRequest
 
-        run_tokenize(TokenizeRequest(tuple(inputs), output, checkpoint, preset, model_config, job), console)
+        run_tokenize(request, console)
 
 
 @app.command(
@@ -228,24 +233,16 @@ def replay(
     batch_size: BatchSize = None,
     workers: Workers = None,
     local: Local = False,
+    checksum: Checksum = False,
 ) -> None:
     """Try quarantined clips again, after files were mended or could not be read, and leave the others as they are."""
-    options = {
-        "export.formats": formats,
-        "window.stride": stride,
-        "precision": precision,
-        "batch_size": batch_size,
-        "run.workers": workers,
-        "run.local": local or None,
-    }
+    options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum)
     with reported():
         job = job_config(config, settings, options)
-        if preset and model_config:
-            raise ConfigError(TWO_CONFIGURATIONS)
+        request = tokenize_request(inputs, output, checkpoint, preset, model_config, job)
         from jobs.dataset_commands import run_replay
-        from pipeline.request import TokenizeRequest
 
-        run_replay(TokenizeRequest(tuple(inputs), output, checkpoint, preset, model_config, job), console)
+        run_replay(request, console)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens demo out/demo")
@@ -276,6 +273,42 @@ def bench(
         run_bench(suite, json_file, windows, repeats, precision, console)
 
 
+def tokenize_options(
+    formats: str | None,
+    stride: int | None,
+    precision: str | None,
+    batch_size: int | None,
+    workers: int | None,
+    local: bool,
+    checksum: bool,
+) -> dict[str, Any]:
+    """Return configuration key -> value of the options that tokenize and replay share; None where not given."""
+    return {
+        "export.formats": formats,
+        "window.stride": stride,
+        "precision": precision,
+        "batch_size": batch_size,
+        "run.workers": workers,
+        "run.local": local or None,
+        "input.checksum": checksum or None,
+    }
+
+
+def tokenize_request(
+    inputs: list[str], output: str, checkpoint: str, preset: str | None, model_config: str | None, job: JobConfig
+) -> TokenizeRequest:
+    """Return what tokenize and replay ask the pipeline for.
+
+    Raises:
+        ConfigError: the codec's configuration is given twice.
+    """
+    from pipeline.request import TokenizeRequest
+
+    if preset and model_config:
+        raise ConfigError(TWO_CONFIGURATIONS)
+    return TokenizeRequest(tuple(inputs), output, checkpoint, preset, model_config, job)
+
+
 def job_config(config: str | None, settings: list[str] | None, options: dict[str, Any]) -> JobConfig:
     """Return the configuration of a file, `--set` items and options, the later winning.
 
@@ -294,7 +327,7 @@ def job_config(config: str | None, settings: list[str] | None, options: dict[str
 @contextmanager
 def reported() -> Iterator[None]:
     """Turn errors into one message and the exit code that says what to do."""
-    from jobs.session import is_loss_of_ray, native_noise_aside, stop_signals
+    from jobs.session import is_loss_of_ray, native_noise_aside, stop_behind, stop_signals
     from pipeline.stopping import Stopped
 
     try:
@@ -304,17 +337,23 @@ def reported() -> Iterator[None]:
         errors.print(f"[bold red]error:[/bold red] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from error
     except Stopped as stopped:
-        errors.print(f"stopped by {stopped}: the same command continues where this one ended", highlight=False)
-        raise typer.Exit(EXIT_STOPPED) from stopped
+        raise _stopped(stopped) from stopped
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        if (wrapped := stop_behind(error)) is not None:
+            raise _stopped(wrapped) from error
         if is_loss_of_ray(error):
             errors.print(f"error: Ray was lost ({type(error).__name__}): run the same command again", highlight=False)
             raise typer.Exit(EXIT_INCOMPLETE) from error
         traceback.print_exc()
         errors.print("[bold red]internal error[/bold red]: please report the lines above", highlight=False)
         raise typer.Exit(EXIT_INTERNAL) from error
+
+
+def _stopped(stopped: Stopped) -> typer.Exit:
+    errors.print(f"stopped by {stopped}: the same command continues where this one ended", highlight=False)
+    return typer.Exit(EXIT_STOPPED)
 
 
 def _plain(text: str) -> str:
@@ -324,8 +363,15 @@ def _plain(text: str) -> str:
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app(prog_name="motion-tokens")
+    """Entry point of the console script; a command that runs Ray gets a parent that outlives it."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: os._exit(EXIT_STOPPED)
+    )  # while no command has handlers: before, and at the end
+    command = partial(app, prog_name="motion-tokens")
+    if is_to_supervise(sys.argv[1:]):
+        run_supervised(command)
+    else:
+        command()
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
+from jobs.supervision import EXIT_STOPPED
 from pipeline.blocks import UnitAccount
 from pipeline.config import Numerics
 from pipeline.errors import IncompleteError, MotionTokensError
@@ -27,11 +29,16 @@ from pipeline.read_units import UnitReader
 from pipeline.stopping import Stopped, StopSwitch
 
 NOISE_SHOWN_BYTES = 4000
+END_LIMIT_S = 20.0
+"""How long after the grace time a stopped command may take to end by itself."""
+_STOP_HANDLERS: list[Any] = []
+_LAST_RESORTS: list[threading.Timer] = []
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",  # else the GCS keeps the last 100,000 tasks and calls
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that outlives a stopped job starts another Ray
 }
 """What a person set stays."""
@@ -52,18 +59,39 @@ def open_session(run: RunConfig) -> Iterator[Executor]:
 
 @contextmanager
 def stop_signals(switch: StopSwitch | None = None) -> Iterator[None]:
-    """Hand SIGTERM and SIGINT to a switch; without one, they raise `Stopped` at once."""
+    """Hand SIGTERM and SIGINT to a switch; without one, they raise `Stopped` at once.
+
+    A process that does not come to its end afterwards, as Ray's own may not answer, is ended.
+    """
     asked = switch or StopSwitch()
+    is_outermost = signal.getsignal(signal.SIGTERM) not in _STOP_HANDLERS
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if not _LAST_RESORTS:
+            timer = threading.Timer(asked.grace_s + END_LIMIT_S, os._exit, (EXIT_STOPPED,))
+            timer.daemon = True
+            _LAST_RESORTS.append(timer)
+            timer.start()
         asked.on_signal(signal.Signals(number).name)
 
+    _STOP_HANDLERS.append(stop)
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _STOP_HANDLERS.remove(stop)
+        while is_outermost and _LAST_RESORTS:
+            _LAST_RESORTS.pop().cancel()
+
+
+def stop_behind(error: BaseException) -> Stopped | None:
+    """Return the stop that an error comes from: Ray's compiled code wraps what a signal handler raises in it."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, Stopped):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 def _local_executor() -> Executor:
@@ -90,9 +118,7 @@ def _own_ray_executor(stack: ExitStack) -> Executor:
     from pipeline.codec import numerics_here, pick_device
 
     def start() -> None:
-        import ray
-
-        if not ray.is_initialized():
+        if not _is_initialized():  # without an import: Ray reads some of RAY_ENVIRONMENT when it is imported
             stack.enter_context(_ray_running())
 
     return Executor(
@@ -120,7 +146,7 @@ def _cluster_executor() -> Executor:
         build=_build_with_ray,
         survives=_survives_with_ray,
         numerics=lambda: _numerics_of_a_worker(num_gpus > 0),
-        num_cpus=resources.get("CPU", 1.0),
+        num_cpus=_sure_cpus([node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]),
         num_gpus=num_gpus,
     )
 
@@ -159,10 +185,18 @@ def _numerics_there() -> dict[str, Any]:
     return numerics_here(pick_device()).model_dump()
 
 
+def _sure_cpus(cpus_of_nodes: Sequence[float]) -> float:
+    """Return the CPUs that are left when the largest node is lost: what tokenizers may reserve, or reading starves."""
+    total = sum(cpus_of_nodes)
+    return (total - max(cpus_of_nodes) if sum(cpus > 0 for cpus in cpus_of_nodes) > 1 else total) or 1.0
+
+
 def _is_cluster_given() -> bool:
     """Return whether a Ray runs that is not ours to start: in this process, or where RAY_ADDRESS says."""
-    if os.environ.get("RAY_ADDRESS"):
-        return True
+    return bool(os.environ.get("RAY_ADDRESS")) or _is_initialized()
+
+
+def _is_initialized() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
@@ -171,11 +205,13 @@ def _ray_running() -> Iterator[None]:
     """Use the Ray that runs in this process or that RAY_ADDRESS names, else start one on this machine."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    with warnings.catch_warnings():  # Ray sets filters of its own when it is imported: they are not kept
+        warnings.simplefilter("ignore", category=FutureWarning)
+        import ray
+        import ray.data
+
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # the retries of a map's tasks have no other place
-    import ray
-    import ray.data
-
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us as exceptions
     if ray.is_initialized():
         yield

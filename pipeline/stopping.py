@@ -29,7 +29,7 @@ class StopSwitch:
     """
 
     def __init__(self, grace_s: float = 0.0, stop_at: float | None = None) -> None:
-        self._grace_s, self._stop_at = grace_s, stop_at
+        self.grace_s, self._stop_at = grace_s, stop_at
         self._signal: str | None = None
         self._reason = "the time for this run is over"
         self._asked_at: float | None = None
@@ -52,9 +52,9 @@ class StopSwitch:
         """
         is_first = self._signal is None
         self._signal = name
-        if not (is_first and self._is_graceful and self._grace_s > 0):
-            raise Stopped(name)
         self._asked_at = time.monotonic()
+        if not (is_first and self._is_graceful and self.grace_s > 0):
+            raise Stopped(name)
 
     def ask(self, reason: str) -> None:
         """Ask the job to stop, from any thread."""
@@ -82,7 +82,7 @@ class StopSwitch:
         """
         if not self.is_set or self._asked_at is None:
             return
-        if not is_drained and time.monotonic() < self._asked_at + self._grace_s:
+        if not is_drained and time.monotonic() < self._asked_at + self.grace_s:
             return
         if self._signal is not None:
             raise Stopped(self._signal)

@@ -66,7 +66,7 @@ def slow_job(tmp_path_factory):
     for n in range(NUM_CLIPS):
         motion = np.random.default_rng(n).normal(size=(1000, 106)).astype(np.float32)
         np.savez(folder / "motion" / f"clip{n:02}.npz", motion=motion, fps=25)
-    config = BitwiseVAEConfig(hidden_dim=256, depth=3)
+    config = BitwiseVAEConfig(hidden_dim=256, depth=7)
     write_checkpoint(random_checkpoint(config, np.zeros(106), np.ones(106), 0), folder / "codec.safetensors")
     return folder
 
@@ -98,3 +98,13 @@ def test_sigterm_exits_143_and_the_same_command_continues(slow_job, tmp_path, ex
     assert subprocess.run(finish, env=environment, capture_output=True, check=False).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "o")]).exit_code == 0
+
+
+def test_cpus_that_are_sure_outlive_the_loss_of_the_largest_node():
+    from jobs.session import _sure_cpus
+
+    assert _sure_cpus([8.0]) == 8.0
+    assert _sure_cpus([0.0, 2.0, 2.0]) == 2.0
+    assert _sure_cpus([0.0, 16.0]) == 16.0
+    assert _sure_cpus([4.0, 16.0, 8.0]) == 12.0
+    assert _sure_cpus([0.0]) == 1.0

@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow campaign check format bench clean
+.PHONY: demo test test-slow campaign soak check format bench clean
 
 demo: $(VENV)/.plain  ## make motion, tokenize it, verify the tokens
 	$(BIN)/motion-tokens demo out/demo
@@ -21,6 +21,10 @@ test-slow: $(VENV)/.dev  ## tests that take minutes
 KILLS ?= 100
 campaign: $(VENV)/.dev  ## kill the job KILLS times at random and compare every byte; about 40 minutes
 	$(BIN)/python tests/faults/campaign.py --kills $(KILLS) --json out/campaign.json
+
+MINUTES ?= 30
+soak: $(VENV)/.dev  ## one job of many small tasks for MINUTES: memory and open files may not grow; a plot stands beside
+	$(BIN)/python tests/faults/soak.py --minutes $(MINUTES) --json out/soak.json
 
 check: $(VENV)/.dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

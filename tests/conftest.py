@@ -152,7 +152,7 @@ def ray_local(s3: S3Server) -> Iterator[Any]:
     """Run one local Ray of eight logical CPUs; its workers inherit the S3 server's address."""
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield ray
     ray.shutdown()
 
@@ -175,3 +175,40 @@ def _wait_for_s3(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> N
         else:
             return
     pytest.fail(f"the S3 server does not answer at {endpoint}: {log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def write_clips() -> Callable[..., Path]:
+    """Return a function that writes a folder of npz clips: ``write_clips(folder, {name: num_frames})``.
+
+    Equal names and lengths give equal motion, in a walk of 4 dims at 25 frames a second unless asked otherwise.
+    """
+    import zlib
+
+    import numpy as np
+
+    def write(folder: Path, clips: dict[str, int], *, dims: int = 4, fps: float | None = 25.0) -> Path:
+        for name, num_frames in clips.items():
+            steps = np.random.default_rng(zlib.crc32(f"{name} {num_frames}".encode())).normal(size=(num_frames, dims))
+            fields = {"motion": (np.cumsum(steps, axis=0) / 3).astype(np.float32)}
+            path = folder / f"{name}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **fields, **({} if fps is None else {"fps": fps}))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights for 4 dims and windows of 5 frames."""
+    import numpy as np
+
+    from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
+
+    config = BitwiseVAEConfig(
+        motion_dim=4, code_dim=8, patch_nums=(1, 2, 5), hidden_dim=16, depth=1, num_heads=2, fps=25
+    )
+    path = tmp_path_factory.mktemp("small") / "codec.safetensors"
+    write_checkpoint(random_checkpoint(config, np.zeros(4), np.ones(4), 0), path)
+    return path

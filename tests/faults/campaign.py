@@ -1,37 +1,64 @@
-"""The kill campaign: a job is killed at a random moment in a random way, run again, and compared byte for byte.
+"""The kill campaign: a job is harmed at a random moment in a random way, run again, and compared byte for byte.
 
     python tests/faults/campaign.py --kills 100 --seed 0 --json out/campaign.json
 
 Each trial starts the same command on a fresh output, does its harm, lets the command run again until it exits with
-0, and then asks four things: are all promised files those of an undisturbed run; does `verify` find the dataset sound;
-was no committed unit computed again; did nothing half-written stay under a final name.
+0, and then asks: are all promised files those of an undisturbed run; does `verify` find the dataset sound; is every
+window there once; was no committed unit computed again; did each run end with a code that is promised for the harm.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-import psutil
+from campaign_cluster import ThreeNodes
+from campaign_harm import (
+    ALLOWED_EXITS,
+    KINDS,
+    MARK,
+    NUM_UNITS,
+    PLACES,
+    Disturbed,
+    Harm,
+    Pace,
+    disturbed_run,
+    draw_harm,
+    end_leftovers,
+    end_of,
+    span_s,
+    start,
+    wait_for_moment,
+)
+from campaign_places import (
+    RAY_ENVIRONMENT,
+    Gateway,
+    Place,
+    local_place,
+    num_fragments,
+    s3_place,
+    tree_of,
+    units_computed,
+    window_names,
+    windows_in_index,
+)
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
+from pipeline.storage import Folder
 
-KINDS = ("kill_group", "term", "kill_actor", "kill_worker")
-NUM_UNITS = 24
-MARK = "MOTION_TOKENS_CAMPAIGN"
-RUN_LIMIT_S = 180
 MAX_RUNS = 5
 
 
@@ -39,21 +66,37 @@ MAX_RUNS = 5
 class Trial:
     """What was done to one run, and how it ended."""
 
-    kind: str
-    executor: str
-    after_s: float
-    first_exit: int
+    harm: Harm
+    disturbed: Disturbed
+    exits: tuple[int, ...]
     committed_units: int
-    runs: int
+    lost_in_flight: int | None
+    """Units that the struck run had read, and that have no fragment; None where reading leaves no trace."""
     is_same: bool
     is_sound: bool
+    lost_windows: int
+    doubled_windows: int
     recomputed_units: int
     seconds: float
 
     @property
+    def is_exit_allowed(self) -> bool:
+        """Whether every run ended with a code that the documents promise for what was done to it."""
+        first, *others = self.exits
+        allowed = {0, *ALLOWED_EXITS[self.harm.kind]}
+        if self.harm.kind == "term" and not self.disturbed.is_begun:
+            allowed.add(-15)  # before Python could set a handler
+        return first in allowed and set(others) <= {0, 3} and self.exits[-1] == 0
+
+    @property
     def is_good(self) -> bool:
         """Whether the promise held."""
-        return self.is_same and self.is_sound and self.recomputed_units == 0
+        is_complete = self.is_same and self.is_sound and not (self.lost_windows or self.doubled_windows)
+        return is_complete and self.recomputed_units == 0 and self.is_exit_allowed
+
+    def as_line(self) -> str:
+        """The trial in a line of JSON."""
+        return json.dumps({"good": self.is_good, **asdict(self)})
 
 
 @dataclass(frozen=True)
@@ -62,16 +105,22 @@ class Corpus:
 
     folder: Path
 
-    def command(self, output: Path, *options: str) -> list[str]:
+    def command(self, place: Place, output: Folder, executor: str) -> list[str]:
         """The command under test."""
-        command = [sys.executable, "-m", "jobs.cli", "tokenize", str(self.folder / "motion"), str(output)]
+        command = [sys.executable, "-m", "jobs.cli", "tokenize", place.motion, output.url]
         command += ["-c", str(self.folder / "codec.safetensors"), "--set", "units.files=1"]
-        return [*command, "--set", "export.windows_per_shard=60", *options]
+        command += ["--set", "export.windows_per_shard=60"]
+        return command + {"local": ["--local"], "ray": [], "cluster": ["--set", "run.workers=2"]}[executor]
 
-    @property
+    @cached_property
     def reference(self) -> dict[str, bytes]:
         """Every promised file of an undisturbed run."""
-        return tree_of(self.folder / "reference")
+        return tree_of(Folder(str(self.folder / "reference")))
+
+    @cached_property
+    def num_windows(self) -> int:
+        """How many windows it holds."""
+        return windows_in_index(self.reference)
 
 
 def make_corpus(folder: Path) -> Corpus:
@@ -83,123 +132,177 @@ def make_corpus(folder: Path) -> Corpus:
     config = BitwiseVAEConfig(hidden_dim=192, depth=2)
     write_checkpoint(random_checkpoint(config, np.zeros(106), np.ones(106), 0), folder / "codec.safetensors")
     corpus = Corpus(folder)
-    subprocess.run(corpus.command(folder / "reference", "--local"), check=True, capture_output=True)
+    place = local_place(folder / "motion", folder)
+    subprocess.run(corpus.command(place, place.folder("reference"), "local"), check=True, capture_output=True)
     return corpus
 
 
-def tree_of(folder: Path) -> dict[str, bytes]:
-    """Every file whose bytes are promised, by relative path; versions may hold more after a disturbed run."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and parts[0] not in ("_store", "runs", "report", "versions"):
-            found["/".join(parts)] = path.read_bytes()
-    return found
+class Grounds:
+    """What trials need around them, each started when first asked for; `close` ends it all."""
+
+    def __init__(self, corpus: Corpus, folder: Path) -> None:
+        self.corpus, self._folder = corpus, folder
+        self.place = cache(self._place)
+        self.pace = cache(self._pace)
+
+    @cached_property
+    def gateway(self) -> Gateway:
+        """The S3 server."""
+        gateway = Gateway(self._folder / "s3")
+        gateway.start()
+        return gateway
+
+    @cached_property
+    def cluster(self) -> ThreeNodes:
+        """The cluster; its workers know the S3 server."""
+        return ThreeNodes({**RAY_ENVIRONMENT, **self.gateway.environment})
+
+    def environment(self, harm: Harm) -> dict[str, str]:
+        """What a run of a harm's executor needs at its place."""
+        cluster = self.cluster.environment if harm.executor == "cluster" else {}
+        return {**RAY_ENVIRONMENT, **self.place(harm.place).environment, **cluster}
+
+    def restore(self) -> None:
+        """Bring back nodes that a trial took away."""
+        if "cluster" in self.__dict__:
+            self.cluster.fill()
+
+    def close(self) -> None:
+        """End what runs."""
+        if "cluster" in self.__dict__:
+            self.cluster.close()
+        if "gateway" in self.__dict__:
+            self.gateway.kill()
+
+    def _place(self, name: str) -> Place:
+        motion = self.corpus.folder / "motion"
+        return s3_place(motion, self.gateway) if name == "s3" else local_place(motion, self._folder / "outputs")
+
+    def _pace(self, executor: str, place: str) -> Pace:
+        """Watch an undisturbed run."""
+        at, output = self.place(place), self.place(place).folder(f"pace-{executor}")
+        watch = Harm("none", executor, place, files=1, extra_s=0.0)
+        begin = time.monotonic()
+        mark = f"pace-{begin}"
+        process = start(self.corpus.command(at, output, executor), {**self.environment(watch), MARK: mark})
+        try:
+            wait_for_moment(process, watch, at, output)
+            first_s = time.monotonic() - begin
+            wait_for_moment(process, replace(watch, files=NUM_UNITS), at, output)
+            last_s = time.monotonic() - begin
+            exit_code = end_of(process)
+        finally:
+            end_leftovers(mark)
+        pace = Pace(round(first_s, 2), round(last_s, 2), round(time.monotonic() - begin, 2))
+        if exit_code != 0 or tree_of(output) != self.corpus.reference:
+            raise AssertionError(f"an undisturbed run with {executor} on {place} ended with {exit_code} or other bytes")
+        print(f"undisturbed: {executor} on {place}: {pace}", flush=True)
+        return pace
 
 
-def run_trial(corpus: Corpus, output: Path, kind: str, executor: str, after_s: float) -> Trial:
-    """Do one harm and mend it."""
+@contextmanager
+def grounds_for(corpus: Corpus, folder: Path) -> Iterator[Grounds]:
+    """Give the surroundings of trials, and end them."""
+    grounds = Grounds(corpus, folder)
+    try:
+        yield grounds
+    finally:
+        grounds.close()
+
+
+def run_trial(grounds: Grounds, harm: Harm, name: str) -> Trial:
+    """Do one harm and mend it.
+
+    Args:
+        name: of its output, new each time.
+    """
     begin = time.monotonic()
-    first_exit = _disturbed_run(corpus, output, kind, executor, after_s)
-    committed = {path.name for path in output.glob("_store/*/fragments/*/*.parquet")}
-    before = set(output.glob("runs/*/run.json"))
-    runs, computed = 1, 0
-    exit_code = first_exit
-    while exit_code != 0 and runs < MAX_RUNS:
-        done = subprocess.run(corpus.command(output, "--local"), capture_output=True, timeout=RUN_LIMIT_S, check=False)
-        exit_code, runs = done.returncode, runs + 1
-    for record in set(output.glob("runs/*/run.json")) - before:
-        computed += json.loads(record.read_text())["counts"].get("units", 0)
-    recomputed = 0 if first_exit == 0 else len(committed) + computed - NUM_UNITS
-    verify = [sys.executable, "-m", "jobs.cli", "verify", str(output)]
-    is_sound = subprocess.run(verify, capture_output=True, check=False).returncode == 0
+    corpus, place = grounds.corpus, grounds.place(harm.place)
+    output = place.folder(name)
+    place.forget_reads()
+    disturbed = disturbed_run(corpus.command(place, output, harm.executor), harm, place, output, grounds)
+    num_read, committed = place.num_read(), num_fragments(output)
+    _, records = units_computed(output)
+    grounds.restore()
+    exits = [disturbed.exit_code]
+    while exits[-1] != 0 and len(exits) < MAX_RUNS:
+        exits.append(_run_again(grounds, harm, output))
+    computed, _ = units_computed(output, records)
+    tree = tree_of(output)
+    names = window_names(tree)
     return Trial(
-        kind=kind,
-        executor=executor,
-        after_s=round(after_s, 2),
-        first_exit=first_exit,
-        committed_units=len(committed),
-        runs=runs,
-        is_same=tree_of(output) == corpus.reference,
-        is_sound=is_sound,
-        recomputed_units=recomputed,
+        harm=harm,
+        disturbed=disturbed,
+        exits=tuple(exits),
+        committed_units=committed,
+        lost_in_flight=None if num_read is None or num_read < committed else num_read - committed,
+        is_same=tree == corpus.reference,
+        is_sound=_is_sound(output, place),
+        lost_windows=corpus.num_windows - len(set(names)),
+        doubled_windows=len(names) - len(set(names)),
+        recomputed_units=0 if disturbed.exit_code == 0 else committed + computed - NUM_UNITS,
         seconds=round(time.monotonic() - begin, 1),
     )
 
 
-def _disturbed_run(corpus: Corpus, output: Path, kind: str, executor: str, after_s: float) -> int:
-    mark = f"{output.name}-{time.monotonic_ns()}"
-    environment = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"}
-    options = ["--local"] if executor == "local" else []
-    process = psutil.Popen(
-        corpus.command(output, *options),
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    with contextlib.suppress(psutil.TimeoutExpired):
-        process.wait(after_s)
-    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-        _harm(process, kind)
+def _run_again(grounds: Grounds, harm: Harm, output: Folder) -> int:
+    again = replace(harm, executor=harm.again)
+    command = grounds.corpus.command(grounds.place(harm.place), output, again.executor)
+    mark = f"again-{time.monotonic_ns()}"
+    process = start(command, {**grounds.environment(again), MARK: mark})
     try:
-        exit_code = process.wait(RUN_LIMIT_S)
+        return end_of(process)
     finally:
-        _end_leftovers(mark)
-    return int(exit_code or 0)
+        end_leftovers(mark)
 
 
-def _harm(process: psutil.Process, kind: str) -> None:
-    if kind == "kill_group":
-        os.killpg(process.pid, signal.SIGKILL)
-    elif kind == "term":
-        process.send_signal(signal.SIGTERM)
-    else:
-        name = "ray::MapWorker" if kind == "kill_actor" else "ray::"
-        for child in process.children(recursive=True):
-            if " ".join(child.cmdline()[:1]).startswith(name):
-                child.send_signal(signal.SIGKILL)
-                if kind == "kill_worker":
-                    return
+def _is_sound(output: Folder, place: Place) -> bool:
+    verify = [sys.executable, "-m", "jobs.cli", "verify", output.url]
+    return end_of(start(verify, place.environment)) == 0
 
 
-def _end_leftovers(mark: str) -> None:
-    """End what a killed driver's Ray left behind, so that trials do not disturb each other."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark:
-                process.kill()
-
-
-def run_campaign(corpus: Corpus, folder: Path, kills: int, seed: int) -> list[Trial]:
-    """Run seeded trials one after the other, telling each as it ends."""
-    chance = random.Random(seed)
-    trials = []
+def draw_harms(grounds: Grounds, kills: int, seed: int, kinds: list[str], places: list[str]) -> Iterator[Harm]:
+    """Yield harms, kinds in turn; the one of a number depends on seed and kinds alone, but for its seconds."""
     for number in range(kills):
-        kind = KINDS[number % len(KINDS)]
-        executor = "ray" if kind in ("kill_actor", "kill_worker") or chance.random() < 0.5 else "local"
-        after_s = chance.uniform(4, 16) if executor == "ray" else chance.uniform(1, 7)
-        with tempfile.TemporaryDirectory(dir=folder) as output:
-            trial = run_trial(corpus, Path(output) / "tokens", kind, executor, after_s)
+        chance = random.Random(f"{seed}-{number}")
+        kind = kinds[number % len(kinds)]
+        place = "s3" if kind == "s3_restart" else chance.choice(places)
+        harm = draw_harm(kind, place, NUM_UNITS + len(grounds.corpus.reference), chance)
+        extra_s = harm.extra_s * span_s(harm, grounds.pace(harm.executor, place))
+        yield replace(harm, extra_s=round(extra_s, 2))
+
+
+def run_campaign(grounds: Grounds, harms: Iterator[Harm]) -> list[Trial]:
+    """Run trials one after the other, telling each as it ends."""
+    trials = []
+    for number, harm in enumerate(harms):
+        trial = run_trial(grounds, harm, f"trial{number}")
         trials.append(trial)
-        print(f"{number + 1:4} {'good' if trial.is_good else 'BAD '} {asdict(trial)}", flush=True)
+        print(f"{number + 1:4} {'good' if trial.is_good else 'BAD '} {trial.as_line()}", flush=True)
     return trials
 
 
 def summary(trials: list[Trial]) -> str:
     """Return the table that docs/reliability.md shows."""
-    lines = ["| what was done | runs | killed before the end | same bytes | verified | units computed again |"]
-    lines.append("|---|---:|---:|---:|---:|---:|")
+    heads = ["what was done", "runs", "struck while it ran", "ended before the end", "same bytes", "verified"]
+    heads += ["windows lost or doubled", "units computed again", "units lost in flight, mean", "exit codes seen"]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     groups = collections.defaultdict(list)
     for trial in trials:
-        groups[f"{trial.kind}, {trial.executor}"].append(trial)
+        groups[f"{trial.harm.kind}, {trial.harm.executor}, {trial.harm.place}"].append(trial)
     for name, group in sorted(groups.items()):
+        seen = collections.Counter(trial.exits[0] for trial in group)
+        lost = [trial.lost_in_flight for trial in group if trial.lost_in_flight is not None and trial.exits[0] != 0]
         cells = [
             len(group),
-            sum(trial.first_exit != 0 for trial in group),
+            sum(trial.disturbed.is_struck for trial in group),
+            sum(trial.exits[0] != 0 for trial in group),
             sum(trial.is_same for trial in group),
             sum(trial.is_sound for trial in group),
+            sum(abs(trial.lost_windows) + trial.doubled_windows for trial in group),
             sum(trial.recomputed_units for trial in group),
+            f"{sum(lost) / len(lost):.1f}" if lost else "",
+            ", ".join(f"{code} ({count})" for code, count in sorted(seen.items())),
         ]
         lines.append(f"| {name} | " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
@@ -211,10 +314,20 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="some of " + ", ".join(KINDS))
+    parser.add_argument("--places", default=",".join(PLACES), help="some of " + ", ".join(PLACES))
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = make_corpus(Path(folder) / "corpus")
-        trials = run_campaign(corpus, Path(folder), arguments.kills, arguments.seed)
+    kinds, places = arguments.kinds.split(","), arguments.places.split(",")
+    unknown = [*(set(kinds) - set(KINDS)), *(set(places) - set(PLACES))]
+    kinds = [kind for kind in kinds if kind != "s3_restart" or "s3" in places]
+    if unknown or not kinds:
+        parser.error(f"not to be had: {', '.join(unknown) or 's3_restart without s3'}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with grounds_for(make_corpus(folder / "corpus"), folder) as grounds:
+            harms = draw_harms(grounds, arguments.kills, arguments.seed, kinds, places)
+            trials = run_campaign(grounds, harms)
     print(summary(trials))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -9,20 +9,25 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
 from pipeline.quarantine import DropReason
 
-PLACE = Path(__file__).with_name("bad_corpus.py")
-SPEC = importlib.util.spec_from_file_location("bad_corpus", PLACE)
-bad_corpus = importlib.util.module_from_spec(SPEC)
-sys.modules["bad_corpus"] = bad_corpus
-SPEC.loader.exec_module(bad_corpus)
+FOLDER = Path(__file__).parent
+
+
+def load(name):
+    """Import a module that stands beside this one, for others beside it too."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+bad_arrays, _, _, bad_corpus = map(load, ("bad_arrays", "bad_tars", "bad_tables", "bad_corpus"))
 
 MAX_GROWTH_KB = 64 << 10
 
@@ -64,20 +69,10 @@ def run(*args: object) -> tuple[int, str]:
     return result.exit_code, " ".join(result.output.split())
 
 
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory):
-    config = BitwiseVAEConfig(
-        motion_dim=4, code_dim=8, patch_nums=(1, 2, 5), hidden_dim=16, depth=1, num_heads=2, fps=25
-    )
-    path = tmp_path_factory.mktemp("codec") / "codec.safetensors"
-    write_checkpoint(random_checkpoint(config, np.zeros(4), np.ones(4), 0), path)
-    return path
-
-
 @pytest.fixture(scope="module", params=[name for name in bad_corpus.CORPORA if name != "exploding"])
-def tokenized(request, codec, tmp_path_factory):
+def tokenized(request, small_checkpoint, tmp_path_factory):
     """A corpus, the exit code of its job, and the output."""
-    return tokenize(request.param, codec, tmp_path_factory.mktemp(request.param))
+    return tokenize(request.param, small_checkpoint, tmp_path_factory.mktemp(request.param))
 
 
 def tokenize(name, codec, folder):
@@ -119,8 +114,8 @@ def test_every_good_clip_arrives(tokenized):
     assert code == 0, text
 
 
-def test_exploding_clips_are_dropped(codec, tmp_path):
-    corpus, output = tokenize("exploding", codec, tmp_path)
+def test_exploding_clips_are_dropped(small_checkpoint, tmp_path):
+    corpus, output = tokenize("exploding", small_checkpoint, tmp_path)
     check_reasons(corpus, output)
     check_good(corpus, output)
 
@@ -140,7 +135,7 @@ def test_bad_clips_take_no_memory(tmp_path):
         (tmp_path / name).mkdir()
         write(tmp_path / name)
     command = [sys.executable, "-c", READ_ONE, str(tmp_path)]
-    done = subprocess.run(command, check=False, cwd=PLACE.parents[2], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=False, cwd=FOLDER.parents[1], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     grown = {line.split(" ", 1)[1]: int(line.split(" ", 1)[0]) for line in done.stdout.splitlines()}
     assert len(grown) > 100
@@ -156,9 +151,9 @@ def make_words(folder):
 
 
 def make_hidden(folder):
-    (folder / ".take.npz").write_bytes(bad_corpus.npz(motion=bad_corpus.motion(), fps=25))
+    (folder / ".take.npz").write_bytes(bad_arrays.npz(motion=bad_arrays.motion(), fps=25))
     (folder / "_old").mkdir()
-    (folder / "_old" / "take.npz").write_bytes(bad_corpus.npz(motion=bad_corpus.motion(), fps=25))
+    (folder / "_old" / "take.npz").write_bytes(bad_arrays.npz(motion=bad_arrays.motion(), fps=25))
 
 
 def make_links(folder):
@@ -172,11 +167,11 @@ def make_pipe(folder):
 
 
 def make_latin_name(folder):
-    (folder / os.fsdecode(b"caf\xe9.npz")).write_bytes(bad_corpus.npz(motion=bad_corpus.motion(), fps=25))
+    (folder / os.fsdecode(b"caf\xe9.npz")).write_bytes(bad_arrays.npz(motion=bad_arrays.motion(), fps=25))
 
 
 def make_all_bad(folder):
-    for kind, data, _, _ in list(bad_corpus.npz_files())[:4]:
+    for kind, data, _, _ in list(bad_arrays.npz_files())[:4]:
         (folder / f"{kind}.npz").write_bytes(data)
 
 
@@ -193,10 +188,10 @@ def make_all_bad(folder):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_folder_without_a_good_clip_is_refused(codec, tmp_path, make, code, words):
+def test_a_folder_without_a_good_clip_is_refused(small_checkpoint, tmp_path, make, code, words):
     (tmp_path / "motion").mkdir()
     make(tmp_path / "motion")
-    found = run("tokenize", tmp_path / "motion", tmp_path / "tokens", "-c", codec, "--local")
+    found = run("tokenize", tmp_path / "motion", tmp_path / "tokens", "-c", small_checkpoint, "--local")
     assert (found[0], words in found[1]) == (code, True), found[1]
     assert not (tmp_path / "tokens" / "dataset.json").exists()
 
@@ -213,11 +208,11 @@ def test_a_folder_without_a_good_clip_is_refused(codec, tmp_path, make, code, wo
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_an_input_that_cannot_be_is_refused(codec, tmp_path, monkeypatch, inputs, words):
+def test_an_input_that_cannot_be_is_refused(small_checkpoint, tmp_path, monkeypatch, inputs, words):
     monkeypatch.chdir(tmp_path)
     Path("words.txt").write_text("words")
-    Path("good.npz").write_bytes(bad_corpus.npz(motion=bad_corpus.motion(), fps=25))
+    Path("good.npz").write_bytes(bad_arrays.npz(motion=bad_arrays.motion(), fps=25))
     at = inputs.index("--set") if "--set" in inputs else len(inputs)
-    code, text = run("tokenize", *inputs[:at], "tokens", "-c", codec, "--local", *inputs[at:])
+    code, text = run("tokenize", *inputs[:at], "tokens", "-c", small_checkpoint, "--local", *inputs[at:])
     assert (code, words in text) == (2, True), text
     assert not Path("tokens").exists()

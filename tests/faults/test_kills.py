@@ -2,39 +2,92 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("campaign", Path(__file__).with_name("campaign.py"))
-campaign = importlib.util.module_from_spec(SPEC)
-sys.modules["campaign"] = campaign
-SPEC.loader.exec_module(campaign)
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).parent))
+    import campaign
+    import campaign_harm
 
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return campaign.make_corpus(tmp_path_factory.mktemp("campaign") / "corpus")
-
-
-TRIALS = [
-    ("kill_group", "local"),
-    ("term", "local"),
-    ("kill_group", "ray"),
-    ("term", "ray"),
-    ("kill_actor", "ray"),
-    ("kill_worker", "ray"),
+KILLS = [
+    ("kill_group", "local", "local"),
+    ("term", "local", "s3"),
+    ("kill_group", "ray", "local"),
+    ("term", "ray", "local"),
+    ("kill_actor", "ray", "local"),
+    ("kill_worker", "ray", "local"),
 ]
 
 
-@pytest.mark.parametrize(("number", "trial"), list(enumerate(TRIALS)), ids=["-".join(trial) for trial in TRIALS])
-def test_a_killed_run_ends_in_the_same_bytes(corpus, tmp_path, number, trial):
-    kind, executor = trial
-    after_s = random.Random(number).uniform(*((5, 12) if executor == "ray" else (2, 5)))
-    result = campaign.run_trial(corpus, tmp_path / "tokens", kind, executor, after_s)
+@pytest.fixture(scope="module")
+def grounds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("campaign")
+    with campaign.grounds_for(campaign.make_corpus(folder / "corpus"), folder) as grounds:
+        yield grounds
+
+
+@pytest.mark.parametrize(("number", "kill"), list(enumerate(KILLS)), ids=["-".join(kill) for kill in KILLS])
+def test_a_killed_run_ends_in_the_same_bytes(grounds, number, kill):
+    chance = random.Random(number)
+    files, extra_s = chance.randint(1, 18), chance.uniform(0, 0.5)
+    harm = campaign_harm.Harm(*kill, files=files, extra_s=extra_s, seed=number)
+    result = campaign.run_trial(grounds, harm, f"trial{number}")
     assert result.is_same, result
     assert result.is_sound, result
+    assert (result.lost_windows, result.doubled_windows) == (0, 0), result
     assert result.recomputed_units == 0, result
+    assert result.is_exit_allowed, result
+    assert result.is_good, result
+
+
+@pytest.mark.parametrize("kind", campaign_harm.KINDS)
+def test_draw_harm_strikes_before_during_and_after_the_fragments(kind):
+    drawn = [campaign_harm.draw_harm(kind, "s3", 40, random.Random(seed)) for seed in range(300)]
+    only = campaign_harm.EXECUTOR_OF.get(kind)
+    assert {harm.executor for harm in drawn} == ({only} if only else {"ray", "local"})
+    during = sum(1 <= harm.files < campaign_harm.NUM_UNITS for harm in drawn)
+    assert 0.6 < during / len(drawn) < 0.95
+    assert any(harm.files == 0 for harm in drawn)
+    assert all(harm.files < 40 for harm in drawn)
+    assert all((1 <= harm.outage_s <= 20) == (kind == "s3_restart") for harm in drawn)
+
+
+def good_trial(kind, *exits, is_begun=True):
+    harm = campaign_harm.Harm(kind, "ray", "local", files=1, extra_s=0.0)
+    disturbed = campaign_harm.Disturbed(exits[0], 1.0, is_struck=True, victim="", stood=1, is_begun=is_begun)
+    return campaign.Trial(harm, disturbed, exits, 12, 0, True, True, 0, 0, 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "exits"),
+    [("kill_group", (-9, 0)), ("term", (143, 0)), ("term", (0,)), ("kill_worker", (3, 0)), ("s3_restart", (3, 3, 0))],
+)
+def test_a_trial_is_good_with_a_promised_exit_code(kind, exits):
+    assert good_trial(kind, *exits).is_good
+
+
+@pytest.mark.parametrize(
+    ("kind", "exits"),
+    [
+        ("kill_worker", (1, 0)),
+        ("term", (-15, 0)),
+        ("kill_group", (3, 0)),
+        ("term", (143, 1)),
+        ("remove_node", (124, 0)),
+    ],
+)
+def test_a_trial_is_bad_with_another_exit_code(kind, exits):
+    assert not good_trial(kind, *exits).is_good
+
+
+def test_a_trial_may_end_by_the_signal_itself_before_anything_stands():
+    assert good_trial("term", -15, 0, is_begun=False).is_good
+
+
+@pytest.mark.parametrize("wrong", ["lost_windows", "doubled_windows", "recomputed_units"])
+def test_a_trial_is_bad_where_something_is_lost_or_done_twice(wrong):
+    assert not replace(good_trial("term", 143, 0), **{wrong: 1}).is_good

@@ -39,6 +39,8 @@ RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",  # else the GCS keeps the last 100,000 tasks and calls
+    # else reading runs ahead of the tokenizers until half of the object store is full
+    "RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that outlives a stopped job starts another Ray
 }
 """What a person set stays."""

@@ -11,55 +11,107 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bitwise_vae.bits import pack_bits, pack_bits_torch, unpack_bits, unpack_bits_torch
     from bitwise_vae.checkpoint import (
+        PRETRAINED,
         CheckpointError,
         checkpoint_bytes,
         load_checkpoint,
+        pretrained_bytes,
         random_checkpoint,
         read_checkpoint,
+        round_weights,
         statistics_digest,
         weights_digest,
         write_checkpoint,
     )
     from bitwise_vae.config import PRESETS, BitwiseVAEConfig, ConfigError, MotionGroup
     from bitwise_vae.encode import WindowEncoder
+    from bitwise_vae.evaluation import Evaluation, evaluate_clips
     from bitwise_vae.flips import flip_pairs
-    from bitwise_vae.model import BitwiseVAE
+    from bitwise_vae.losses import ExtraLoss, LossTerms, LossWeights, training_loss
+    from bitwise_vae.metrics import CodeFigures, CodeStatistics, ErrorFigures, GroupError, ReconstructionError
+    from bitwise_vae.model import BitwiseVAE, TrainingOutput
+    from bitwise_vae.motion_clips import MotionClips, MotionStatistics, TrainingDataError
+    from bitwise_vae.quality_record import QualityRecord, record_from_bytes, sample_digest
+    from bitwise_vae.training import CurvePoint, Trainer, TrainingDivergedError, TrainingEvents, train
+    from bitwise_vae.training_state import TrainingStateError
+    from bitwise_vae.training_task import Peers, TrainingSettings, TrainingTask
 
 _HOMES = {
     "bits": ("pack_bits", "pack_bits_torch", "unpack_bits", "unpack_bits_torch"),
     "checkpoint": (
+        "PRETRAINED",
         "CheckpointError",
         "checkpoint_bytes",
         "load_checkpoint",
+        "pretrained_bytes",
         "random_checkpoint",
         "read_checkpoint",
+        "round_weights",
         "statistics_digest",
         "weights_digest",
         "write_checkpoint",
     ),
     "config": ("PRESETS", "BitwiseVAEConfig", "ConfigError", "MotionGroup"),
     "encode": ("WindowEncoder",),
+    "evaluation": ("Evaluation", "evaluate_clips"),
     "flips": ("flip_pairs",),
-    "model": ("BitwiseVAE",),
+    "losses": ("ExtraLoss", "LossTerms", "LossWeights", "training_loss"),
+    "metrics": ("CodeFigures", "CodeStatistics", "ErrorFigures", "GroupError", "ReconstructionError"),
+    "model": ("BitwiseVAE", "TrainingOutput"),
+    "motion_clips": ("MotionClips", "MotionStatistics", "TrainingDataError"),
+    "quality_record": ("QualityRecord", "record_from_bytes", "sample_digest"),
+    "training": ("CurvePoint", "Trainer", "TrainingDivergedError", "TrainingEvents", "train"),
+    "training_state": ("TrainingStateError",),
+    "training_task": ("Peers", "TrainingSettings", "TrainingTask"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "PRESETS",
+    "PRETRAINED",
     "BitwiseVAE",
     "BitwiseVAEConfig",
     "CheckpointError",
+    "CodeFigures",
+    "CodeStatistics",
     "ConfigError",
+    "CurvePoint",
+    "ErrorFigures",
+    "Evaluation",
+    "ExtraLoss",
+    "GroupError",
+    "LossTerms",
+    "LossWeights",
+    "MotionClips",
     "MotionGroup",
+    "MotionStatistics",
+    "Peers",
+    "QualityRecord",
+    "ReconstructionError",
+    "Trainer",
+    "TrainingDataError",
+    "TrainingDivergedError",
+    "TrainingEvents",
+    "TrainingOutput",
+    "TrainingSettings",
+    "TrainingStateError",
+    "TrainingTask",
     "WindowEncoder",
     "checkpoint_bytes",
+    "evaluate_clips",
     "flip_pairs",
     "load_checkpoint",
     "pack_bits",
     "pack_bits_torch",
+    "pretrained_bytes",
     "random_checkpoint",
     "read_checkpoint",
+    "record_from_bytes",
+    "round_weights",
+    "sample_digest",
     "statistics_digest",
+    "train",
+    "training_loss",
     "unpack_bits",
     "unpack_bits_torch",
     "weights_digest",

@@ -23,19 +23,26 @@ from bitwise_vae.checkpoint_config import Overrides, config_from_shapes, require
 from bitwise_vae.checkpoint_tensors import CheckpointError, tensors_from_bytes, vae_state
 from bitwise_vae.config import BitwiseVAEConfig
 from bitwise_vae.model import BitwiseVAE
+from bitwise_vae.quality_record import METADATA_KEY, QualityRecord
 from bitwise_vae.transformer import prev_this_mask
 
 __all__ = [
+    "PRETRAINED",
     "CheckpointError",
     "checkpoint_bytes",
     "load_checkpoint",
+    "pretrained_bytes",
     "random_checkpoint",
     "read_checkpoint",
+    "round_weights",
     "statistics_digest",
     "weights_digest",
     "write_checkpoint",
 ]
 
+
+PRETRAINED = {"demo": "demo_flame106.safetensors"}
+"""Checkpoints inside this package, each with a card beside it, by the name that stands for a path."""
 
 RANDOM_GAINS = {"to_qkv": 2.0, "code_mapping": 0.03, "out_mapping": 0.3}
 """Gains of random weights: attention that chooses, latents as long as codes, motion within a few deviations."""
@@ -72,6 +79,15 @@ def load_checkpoint(
     return read_checkpoint(data, str(path), sidecar_json, overrides, preset=preset)
 
 
+def pretrained_bytes(name: str) -> bytes:
+    """Returns the content of a checkpoint inside this package.
+
+    Args:
+        name: a key of PRETRAINED.
+    """
+    return (Path(__file__).parent / "pretrained" / PRETRAINED[name]).read_bytes()
+
+
 def read_checkpoint(
     data: bytes,
     name: str,
@@ -102,12 +118,44 @@ def read_checkpoint(
     return _model_from_state(config_from_shapes(state, layers, name), state, name)
 
 
-def checkpoint_bytes(model: BitwiseVAE) -> bytes:
-    """Writes a model as safetensors with its configuration: `read_checkpoint` needs nothing else."""
+def checkpoint_bytes(
+    model: BitwiseVAE, record: QualityRecord | None = None, dtype: torch.dtype = torch.float32
+) -> bytes:
+    """Writes a model as safetensors with its configuration: `read_checkpoint` needs nothing else.
+
+    Args:
+        model: on any device.
+        record: what is known of its quality; read back by `quality_record.record_from_bytes`.
+        dtype: that weights are stored as; the motion statistics stay float32. See `round_weights`.
+
+    Raises:
+        CheckpointError: a weight is not exactly representable in that type.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if dtype != torch.float32:
+        state = {name: _stored(name, tensor, dtype) for name, tensor in state.items()}
     values = {**model.config.to_dict(), "num_tokens": model.config.num_tokens}
     metadata = {"config": json.dumps(values, sort_keys=True)}
-    return save_safetensors(state, metadata)
+    if record is not None:
+        metadata[METADATA_KEY] = record.to_json()
+    return _with_sorted_metadata(save_safetensors(state, metadata))
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """Returns a safetensors file whose metadata stand in order: the library writes them in a random one."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def round_weights(model: BitwiseVAE, dtype: torch.dtype) -> None:
+    """Rounds all weights, in place, to numbers that a smaller type holds; the motion statistics stay as they are."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
 
 
 def write_checkpoint(model: BitwiseVAE, path: str | os.PathLike[str]) -> None:
@@ -179,6 +227,15 @@ def _model_from_state(config: BitwiseVAEConfig, state: Mapping[str, Tensor], nam
     copies = {key: tensor.to(torch.float32, copy=True).contiguous() for key, tensor in state.items()}
     model.load_state_dict(copies, assign=True)
     return model.eval()
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if name in ("motion_mean", "motion_std"):
+        return tensor
+    stored = tensor.to(dtype)
+    if not torch.equal(stored.to(tensor.dtype), tensor):
+        raise CheckpointError(f"{name} would change when stored as {dtype}: round the weights before they are measured")
+    return stored
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

@@ -23,6 +23,7 @@ class TrainingOutput(NamedTuple):
 
     motion (B, 2T, M): the decoded window, in motion units. prev_bits, this_bits (B, L, C) int32.
     prev_losses, this_losses (K,): the quantizer's, one a scale.
+    latent_gap (B, 2T): squared distance of a frame's latent and the sum of its codes, the latter without gradient.
     """
 
     motion: Tensor
@@ -30,6 +31,7 @@ class TrainingOutput(NamedTuple):
     this_bits: Tensor
     prev_losses: Tensor
     this_losses: Tensor
+    latent_gap: Tensor
 
 
 class BitwiseVAE(nn.Module):
@@ -85,11 +87,18 @@ class BitwiseVAE(nn.Module):
         return motion * self.motion_std + self.motion_mean
 
     def forward(self, motion: Tensor) -> TrainingOutput:
-        """Codes and decodes windows for training: (B, 2T, M) motion -> decoded motion, bits, losses."""
-        prev, this = self.encode_latent(motion).chunk(2, dim=1)
-        prev_codes, this_codes = self.quantizer(prev), self.quantizer(this)
-        decoded = self.decode_quantized(torch.cat([prev_codes.quantized, this_codes.quantized], dim=1))
-        return TrainingOutput(decoded, prev_codes.bits, this_codes.bits, prev_codes.losses, this_codes.losses)
+        """Codes and decodes windows for training: (B, 2T, M) motion -> decoded motion, bits, losses.
+
+        Under autocast the quantizer still computes in the type of the weights.
+        """
+        latent = self.encode_latent(motion).to(self.motion_mean.dtype)
+        prev, this = latent.chunk(2, dim=1)
+        with torch.autocast(motion.device.type, enabled=False):
+            prev_codes, this_codes = self.quantizer(prev), self.quantizer(this)
+        quantized = torch.cat([prev_codes.quantized, this_codes.quantized], dim=1)
+        gap = (latent - quantized.detach()).square().sum(dim=-1)
+        decoded = self.decode_quantized(quantized)
+        return TrainingOutput(decoded, prev_codes.bits, this_codes.bits, prev_codes.losses, this_codes.losses, gap)
 
     def encode_latent(self, motion: Tensor) -> Tensor:
         """Motion (B, 2T, M), or (B, T, M) of `prev` alone -> latent (B, 2T or T, C)."""

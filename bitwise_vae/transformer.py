@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 NEGATIVE_SLOPE = 0.2
 
@@ -32,8 +33,8 @@ class Attention(nn.Module):
         """(B, frames, H) and an additive mask (1, 1, frames, frames) -> (B, frames, H)."""
         qkv = self.to_qkv(self.norm(x)).view(*x.shape[:2], 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        weights = (query @ key.transpose(-2, -1) * self.scale + mask).softmax(dim=-1)
-        attended: Tensor = self.to_out((weights @ value).transpose(1, 2).flatten(2))
+        weighted = F.scaled_dot_product_attention(query, key, value, mask, scale=self.scale)
+        attended: Tensor = self.to_out(weighted.transpose(1, 2).flatten(2))
         return attended
 
 

@@ -202,7 +202,8 @@ def require_agreement(check: BitCheck, precision: str) -> None:
 
 
 def _run_job(data: _Data, output: Folder, request: BenchRequest) -> _Ours:
-    job = TokenizeRequest((data.folder.url_of("motion"),), output.url, data.checkpoint, None, None, request.config)
+    config = request.config.model_copy(update={"gate": "off"})  # random weights decode to noise
+    job = TokenizeRequest((data.folder.url_of("motion"),), output.url, data.checkpoint, None, None, config)
     with open_session(request.config.run) as executor:
         begin, record = time.perf_counter(), JobRecord()
         manifest = tokenize_dataset(job, executor, JobObserver(), record, JobControl("bench", StopSwitch()))

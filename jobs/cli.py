@@ -42,7 +42,7 @@ console = Console()
 errors = Console(stderr=True)
 
 Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", "-c", help="Codec weights: .safetensors, .pt or .pth; file or URL.")
+    str, typer.Option("--checkpoint", "-c", help="Codec: .safetensors, .pt or .pth, file or URL; or demo.")
 ]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="run.yaml; options on the command line win over it.")]
 Settings = Annotated[
@@ -57,6 +57,9 @@ ModelConfig = Annotated[str | None, typer.Option(help="JSON with what the weight
 Preset = Annotated[str | None, typer.Option(help="Known model configuration: artalk.")]
 Stride = Annotated[int | None, typer.Option(min=1, help="Frames between windows; default: one window.")]
 Precision = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")]
+Gate = Annotated[
+    str | None, typer.Option(help="Where decoded motion is too far off: enforce (default) stages, warn says so, off.")
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Windows a batch; part of the dataset's identity.")]
 Checksum = Annotated[
     bool, typer.Option("--checksum", help="Tell changed files by their content instead of size and time.")
@@ -87,6 +90,7 @@ def tokenize(
     workers: Workers = None,
     local: Local = False,
     checksum: Checksum = False,
+    gate: Gate = None,
     deadline: Annotated[str | None, typer.Option(help="Stop at this time, resumable: 06:00.")] = None,
     max_runtime: Annotated[str | None, typer.Option(help="Stop after this time, resumable: 90m, 1h30m.")] = None,
     restart: Annotated[
@@ -95,6 +99,7 @@ def tokenize(
 ) -> None:
     """Tokenize motion files into a verified token dataset."""
     options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum) | {
+        "gate": gate,
         "run.deadline": f"'{deadline}'" if deadline else None,
         "run.max_runtime": f"'{max_runtime}'" if max_runtime else None,
         "run.restart": restart or None,
@@ -234,9 +239,10 @@ def replay(
     workers: Workers = None,
     local: Local = False,
     checksum: Checksum = False,
+    gate: Gate = None,
 ) -> None:
     """Try quarantined clips again, after files were mended or could not be read, and leave the others as they are."""
-    options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum)
+    options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum) | {"gate": gate}
     with reported():
         job = job_config(config, settings, options)
         request = tokenize_request(inputs, output, checkpoint, preset, model_config, job)
@@ -247,7 +253,7 @@ def replay(
 
 @app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens demo out/demo")
 def demo(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder for motion, codec and tokens.")] = "out/demo",
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder for motion and tokens.")] = "out/demo",
     workers: Workers = None,
     local: Local = False,
 ) -> None:
@@ -374,5 +380,9 @@ def main() -> None:
         command()
 
 
+from jobs import codec_cli  # noqa: E402, F401 - its commands stand on the app above
+
 if __name__ == "__main__":
-    main()
+    from jobs.cli import main as entry  # this module, as codec_cli imports it
+
+    entry()

@@ -31,6 +31,7 @@ STAGE_WORDS = {
     "start": "starting Ray",
     "workers": "starting workers",
     "tokenize": "tokenizing",
+    "gate": "decoding a sample",
     "export": "exporting",
     "verify": "verifying",
 }
@@ -184,3 +185,8 @@ def size_text(num_bytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural where it is not one."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -27,6 +27,7 @@ from pipeline.job_config import RunConfig
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
 from pipeline.stopping import Stopped, StopSwitch
+from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 
 NOISE_SHOWN_BYTES = 4000
 END_LIMIT_S = 20.0
@@ -53,7 +54,7 @@ def open_session(run: RunConfig) -> Iterator[Executor]:
         if run.local:
             yield _local_executor()
         elif _is_cluster_given():
-            stack.enter_context(_ray_running())
+            stack.enter_context(ray_running())
             yield _cluster_executor()
         else:
             yield _own_ray_executor(stack)
@@ -98,7 +99,7 @@ def stop_behind(error: BaseException) -> Stopped | None:
 
 def _local_executor() -> Executor:
     from pipeline.codec import numerics_here, pick_device
-    from pipeline.plain_loop import build_here, tokenize_here
+    from pipeline.plain_loop import build_here, measure_here, tokenize_here
 
     device = pick_device()
     return Executor(
@@ -106,6 +107,7 @@ def _local_executor() -> Executor:
         start=lambda: None,
         tokenize=tokenize_here,
         build=build_here,
+        measure=measure_here,
         survives=lambda reader, unit: True,  # what kills this process cannot be told from within
         numerics=lambda: numerics_here(device),
         num_cpus=float(num_cores()),
@@ -121,13 +123,14 @@ def _own_ray_executor(stack: ExitStack) -> Executor:
 
     def start() -> None:
         if not _is_initialized():  # without an import: Ray reads some of RAY_ENVIRONMENT when it is imported
-            stack.enter_context(_ray_running())
+            stack.enter_context(ray_running())
 
     return Executor(
         name="ray",
         start=start,
         tokenize=_tokenize_with_ray,
         build=_build_with_ray,
+        measure=_measure_with_ray,
         survives=_survives_with_ray,
         numerics=lambda: numerics_here(pick_device()),
         num_cpus=float(num_cores()),
@@ -146,6 +149,7 @@ def _cluster_executor() -> Executor:
         start=lambda: None,
         tokenize=_tokenize_with_ray,
         build=_build_with_ray,
+        measure=_measure_with_ray,
         survives=_survives_with_ray,
         numerics=lambda: _numerics_of_a_worker(num_gpus > 0),
         num_cpus=_sure_cpus([node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]),
@@ -165,6 +169,14 @@ def _build_with_ray(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterat
     from pipeline.graph import build_with_ray
 
     return build_with_ray(tasks, builder)
+
+
+def _measure_with_ray(
+    runs: Sequence[Sequence[Unit]], measurer: UnitMeasurer, num_workers: int | None
+) -> Iterator[UnitStatistics]:
+    from pipeline.stats_graph import measure_with_ray
+
+    return measure_with_ray(runs, measurer, num_workers)
 
 
 def _survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
@@ -203,8 +215,12 @@ def _is_initialized() -> bool:
 
 
 @contextmanager
-def _ray_running() -> Iterator[None]:
-    """Use the Ray that runs in this process or that RAY_ADDRESS names, else start one on this machine."""
+def ray_running(shows_workers: bool = False) -> Iterator[None]:
+    """Use the Ray that runs in this process or that RAY_ADDRESS names, else start one on this machine.
+
+    Args:
+        shows_workers: what workers print appears here too.
+    """
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():  # Ray sets filters of its own when it is imported: they are not kept
@@ -218,7 +234,7 @@ def _ray_running() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": shows_workers}
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a Ray of our own, on this machine only
         quiet.update(address="local", num_cpus=num_cores(), include_dashboard=False)

@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from jobs.display import Display, program_text
+from jobs.report_command import print_gate, report_of_run
 from jobs.run_record import new_run_id, print_summary, write_run_record
 from jobs.session import open_session, stop_signals
-from pipeline.errors import MotionTokensError
+from pipeline.errors import GateFailedError, MotionTokensError
 from pipeline.execution import JobRecord
-from pipeline.manifest import Manifest
+from pipeline.job_config import RunConfig
+from pipeline.manifest import Manifest, read_manifest
 from pipeline.request import TokenizeRequest
 from pipeline.stopping import StopSwitch, stop_time
 from pipeline.storage import Folder, without_secrets
@@ -47,9 +49,12 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
         try:
             manifest = tokenize_dataset(request, executor, display, record, control)
         except MotionTokensError as error:
-            if record.counts["units"]:
+            is_staged = isinstance(error, GateFailedError)
+            if record.counts["units"] or is_staged:
                 outcome = {"status": "failed", "error": type(error).__name__, "exit_code": error.exit_code}
                 write_run_record(output, run_id, record, outcome)
+            if is_staged:
+                _report_staged(output, record, run, console)
             raise
     if record.already_complete:
         console.print("already complete: every unit is tokenized and published", highlight=False)
@@ -58,6 +63,17 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
         path = write_run_record(output, run_id, record, outcome)
         print_summary(console, output, manifest, record)
         console.print(f"  run record {path}", highlight=False)
+        if record.gate is not None:
+            print_gate(record.gate, manifest, console)
+            if run.report:
+                report_of_run(output, manifest, record.gate, console)
         place = escape(shlex.quote(without_secrets(request.output)))
         console.print(f"  prove it   {escape(program_text())} verify {place}", highlight=False, soft_wrap=True)
     return Tokenized(manifest, record)
+
+
+def _report_staged(output: Folder, record: JobRecord, run: RunConfig, console: Console) -> None:
+    """Write the report of a dataset whose gate failed: it shows what is wrong."""
+    manifest = read_manifest(output)
+    if run.report and record.gate is not None and manifest is not None and manifest.status == "staged":
+        report_of_run(output, manifest, record.gate, console)

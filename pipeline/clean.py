@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.errors import ActiveRunError, InputNotFoundError, OutputMismatchError
-from pipeline.manifest import Manifest, read_manifest, read_version
+from pipeline.manifest import Manifest, read_manifest, read_staged, read_version
 from pipeline.plan import plan_from_bytes
 from pipeline.run_lease import active_run
 from pipeline.storage import Folder, StoredFile
@@ -43,7 +43,8 @@ class Cleaning:
     outdated: Mapping[str, Sequence[StoredFile]]
     """kind -> files, kinds in order of deletion."""
     kept_versions: Sequence[str]
-    """The current version first, then from the newest to the oldest; then those whose age nothing tells."""
+    """The current version first, a staged one beside it, then from the newest to the oldest; last those whose age
+    nothing tells."""
     num_undated: int
     """Kept versions whose age nothing tells."""
 
@@ -91,10 +92,12 @@ def find_outdated(output: Folder, keep: int) -> Cleaning:
         raise InputNotFoundError(f"{output} holds no dataset.json: name the folder that tokenize wrote")
     files = output.list_files()
     published_at = _publications(output, files)
-    versions = {match[1] for file in files if (match := _VERSION.fullmatch(file.path))} - {current.version}
+    staged = read_staged(output)
+    first = [current.version, *([staged.version] if staged else [])]
+    versions = {match[1] for file in files if (match := _VERSION.fullmatch(file.path))} - set(first)
     dated = sorted(versions & set(published_at), key=lambda version: (published_at[version], version), reverse=True)
     undated = sorted(versions - set(dated))
-    kept = [current.version, *dated[: max(keep, 1) - 1], *undated]
+    kept = [*first, *dated[: max(keep, 1) - 1], *undated]
     manifests = [current, *(read_version(output, version) for version in kept[1:])]
     dropped = (versions | set(published_at)) - set(kept)
     needed = _Needed.of(output, manifests, files, dropped)

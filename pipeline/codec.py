@@ -16,16 +16,19 @@ import torch
 from numpy.typing import NDArray
 
 from bitwise_vae.checkpoint import (
+    PRETRAINED,
     CheckpointError,
     checkpoint_bytes,
+    pretrained_bytes,
     read_checkpoint,
     statistics_digest,
     weights_digest,
 )
 from bitwise_vae.config import PRESETS, ConfigError, values_from_json
 from bitwise_vae.model import BitwiseVAE
-from pipeline.config import CodecSpec, Numerics
-from pipeline.errors import CodecError, InputNotFoundError
+from bitwise_vae.quality_record import QualityRecord, record_from_bytes
+from pipeline.config import CodecSpec, Contract, Numerics
+from pipeline.errors import CodecError, InputNotFoundError, OutputMismatchError
 from pipeline.storage import read_bytes, read_text, without_secrets
 
 
@@ -39,6 +42,8 @@ class Codec:
     """(motion_dim,) of the motion that the codec was trained on."""
     std: NDArray[np.float32]
     """(motion_dim,) likewise, above 0."""
+    record: QualityRecord | None = None
+    """What the trainer measured, where the checkpoint carries it."""
 
 
 def open_codec(
@@ -51,7 +56,7 @@ def open_codec(
     """Read a checkpoint from disk or object storage.
 
     Args:
-        checkpoint: path or URL of a .pt, .pth or .safetensors file.
+        checkpoint: path or URL of a .pt, .pth or .safetensors file; or `demo`, the codec inside this package.
         preset: name of a preset that says what shapes cannot.
         model_config: path or URL of a JSON configuration, ours or the original's; wins over the preset.
         options: fsspec options.
@@ -60,7 +65,8 @@ def open_codec(
         InputNotFoundError: a file is missing.
         CodecError: the checkpoint or its configuration does not fit; the message says where.
     """
-    data = read_bytes(checkpoint, options)
+    is_ours = checkpoint in PRETRAINED
+    data = pretrained_bytes(checkpoint) if is_ours else read_bytes(checkpoint, options)
     if preset is not None and preset not in PRESETS:
         raise CodecError(f"unknown preset {preset!r}; there are: {', '.join(sorted(PRESETS))}")
     overrides: dict[str, Any] = {}
@@ -70,16 +76,34 @@ def open_codec(
         except ConfigError as error:
             raise CodecError(f"{model_config}: {error}") from error
     try:
-        model = read_checkpoint(
-            data, without_secrets(checkpoint), _sidecar(checkpoint, options), overrides, preset=preset
-        )
+        name = PRETRAINED[checkpoint] if is_ours else without_secrets(checkpoint)
+        sidecar = None if is_ours else _sidecar(checkpoint, options)
+        model = read_checkpoint(data, name, sidecar, overrides, preset=preset)
+        record = record_from_bytes(data, name) if data[8:9] == b"{" else None  # else no safetensors
     except (CheckpointError, ConfigError) as error:
         raise CodecError(str(error)) from error
-    return codec_of_model(model)
+    return codec_of_model(model, record)
 
 
-def codec_of_model(model: BitwiseVAE) -> Codec:
-    """Return a model's weights and identity."""
+def require_same_codec(codec: Codec, contract: Contract, dataset: str) -> None:
+    """Make sure that a dataset's tokens are those of a codec.
+
+    Args:
+        dataset: its place, for the message.
+
+    Raises:
+        OutputMismatchError: weights, statistics, schedule or sizes differ; the message names the fields.
+    """
+    differences = contract.model_copy(update={"codec": codec.spec}).differences(contract)
+    if differences:
+        raise OutputMismatchError(
+            f"{dataset} was made with another codec than this checkpoint: {'; '.join(differences[:5])}."
+            " Next: name the checkpoint it was made with"
+        )
+
+
+def codec_of_model(model: BitwiseVAE, record: QualityRecord | None = None) -> Codec:
+    """Return a model's weights and identity, and what is recorded of its quality."""
     config = model.config
     spec = CodecSpec(
         weights=weights_digest(model),
@@ -92,7 +116,8 @@ def codec_of_model(model: BitwiseVAE) -> Codec:
         num_heads=config.num_heads,
         fps=config.fps,
     )
-    return Codec(checkpoint_bytes(model), spec, model.motion_mean.cpu().numpy(), model.motion_std.cpu().numpy())
+    mean, std = model.motion_mean.cpu().numpy(), model.motion_std.cpu().numpy()
+    return Codec(checkpoint_bytes(model), spec, mean, std, record)
 
 
 def numerics_here(device: torch.device) -> Numerics:

@@ -5,8 +5,9 @@ Knows no Ray or torch. Holds the clip index in memory, and of shards only what t
 
 from __future__ import annotations
 
+import difflib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,6 +24,10 @@ from pipeline.export.webdataset import rows_of_tar
 from pipeline.manifest import Manifest, ShardFile, read_beside, read_manifest, read_version
 from pipeline.schema import token_schema
 from pipeline.storage import Folder
+
+NUM_NEAR = 3
+MAX_COMPARED = 100_000
+"""Clip ids among which a similar one is looked for."""
 
 _BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 
@@ -111,6 +116,58 @@ def open_dataset(folder: Folder, version: str | None = None) -> OpenDataset:
     except pa.ArrowException as error:
         raise VerifyError(f"{folder}/index/clips.parquet is damaged ({error}): run motion-tokens verify") from error
     return OpenDataset(folder, manifest, clips)
+
+
+def require_clips(dataset: OpenDataset, clip_ids: Sequence[str]) -> None:
+    """Make sure that a dataset has windows of clips.
+
+    Raises:
+        InputNotFoundError: it has none of one; the message says what it knows of that clip.
+    """
+    wanted = pa.array(clip_ids, pa.string())
+    missing = wanted.filter(pc.invert(pc.is_in(wanted, value_set=dataset.kept["clip_id"].combine_chunks())))
+    if len(missing):
+        clip_id = missing[0].as_py()
+        known = _what_is_known(dataset, clip_id)
+        raise InputNotFoundError(f"{dataset.folder} has no windows of clip {clip_id!r}: {known}")
+
+
+def windows_of_clip(
+    dataset: OpenDataset, shard_format: str, clip_id: str, read_shard: Callable[[int], pa.Table] | None = None
+) -> pa.Table:
+    """Return the token rows of a clip, in order of `start_frame`, from shards of either format.
+
+    Args:
+        read_shard: gives a shard by its position; None reads it anew.
+
+    Raises:
+        InputNotFoundError: the dataset has no windows of such a clip; the message says what it knows of it.
+        VerifyError: a shard is missing or damaged, or lacks windows of the clip.
+    """
+    require_clips(dataset, [clip_id])
+    wanted = dataset.kept.filter(pc.equal(dataset.kept["clip_id"], clip_id))
+    num_windows = int(wanted["num_windows"][0].as_py())
+    parts = []
+    for position in dataset.shards_of(shard_format, pa.array([clip_id])):
+        table = read_shard(position) if read_shard else dataset.read_shard(shard_format, position)
+        parts.append(table.filter(pc.equal(table["clip_id"], clip_id)))
+    rows = pa.concat_tables(parts).sort_by("start_frame")
+    if len(rows) != num_windows:
+        raise VerifyError(
+            f"{dataset.folder}: clip {clip_id!r} should have {num_windows} windows, its shards hold {len(rows)}:"
+            " run motion-tokens verify"
+        )
+    return rows
+
+
+def _what_is_known(dataset: OpenDataset, clip_id: str) -> str:
+    dropped = dataset.clips.filter(pc.equal(dataset.clips["clip_id"], clip_id))
+    if len(dropped):
+        return f"it was dropped as {dropped['drop_reason'][0].as_py()}, quarantine.parquet says why"
+    names = dataset.kept["clip_id"][:MAX_COMPARED].to_pylist()
+    near = difflib.get_close_matches(clip_id, names, n=NUM_NEAR, cutoff=0.5)
+    found = near or names[:NUM_NEAR]
+    return f"{'near it are' if near else 'there are'} {', '.join(map(repr, found))} (index/clips.parquet lists all)"
 
 
 def packed_bits(tokens: pa.Table) -> NDArray[np.uint8]:

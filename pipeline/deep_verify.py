@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from bitwise_vae.checkpoint import read_checkpoint
 from bitwise_vae.encode import WindowEncoder
 from pipeline.blocks import MotionBlock
-from pipeline.codec import Codec, numerics_here, open_codec, pick_device
+from pipeline.codec import Codec, numerics_here, open_codec, pick_device, require_same_codec
 from pipeline.dataset_rows import BitCounts, OpenDataset, packed_bits
-from pipeline.errors import InputNotFoundError, OutputMismatchError
+from pipeline.errors import InputNotFoundError
 from pipeline.job_config import RunConfig
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.read_units import UnitReader
@@ -90,12 +90,7 @@ def prepare_deep(dataset: OpenDataset, request: DeepRequest, run: RunConfig) -> 
     """
     contract, options = dataset.manifest.contract, run.storage_options
     codec = open_codec(request.checkpoint, preset=request.preset, model_config=request.model_config, options=options)
-    differences = contract.model_copy(update={"codec": codec.spec}).differences(contract)
-    if differences:
-        raise OutputMismatchError(
-            f"{dataset.folder} was made with another codec than this checkpoint: {'; '.join(differences[:5])}."
-            " Next: name the checkpoint it was made with"
-        )
+    require_same_codec(codec, contract, str(dataset.folder))
     roots = open_motion(request.inputs, dataset.folder, contract.corpus.format)
     return DeepJob(dataset, request, codec, roots, make_plan(roots, contract.corpus))
 

@@ -52,6 +52,10 @@ class VerifyError(DataError):
     """A dataset does not hold what its manifest promises."""
 
 
+class GateFailedError(DataError):
+    """Decoded tokens are too far from the motion they were made from."""
+
+
 class IncompleteError(MotionTokensError):
     """Work is missing but can be resumed by the same command."""
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.blocks import UnitAccount
 from pipeline.config import Numerics
@@ -20,7 +20,11 @@ from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
 from pipeline.stopping import StopSwitch
 from pipeline.tokenizer_actor import TokenizerSettings
+from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 from pipeline.write_fragments import FragmentWriter
+
+if TYPE_CHECKING:
+    from pipeline.gate import GateResult
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class JobRecord:
     drops: Counter[str] = field(default_factory=Counter)
     notes: dict[str, Any] = field(default_factory=dict)
     already_complete: bool = False
+    gate: GateResult | None = None
+    """What the gate found, with its sample."""
     _since: float = field(default_factory=time.perf_counter)
 
     def lap(self, name: str, ended_s_ago: float = 0.0) -> None:
@@ -113,6 +119,8 @@ class TokenizeProgress:
 
 
 RunStages = Callable[[Sequence[Sequence[Unit]], TokenizeStages, TokenizeProgress], Iterator[UnitAccount]]
+MeasureUnits = Callable[[Sequence[Sequence[Unit]], UnitMeasurer, int | None], Iterator[UnitStatistics]]
+"""Measure runs of units in so many tasks at once (None: as many as there is room for), in any order."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,7 @@ class Executor:
     """Called once there is work; a second call does nothing."""
     tokenize: RunStages
     build: BuildShards
+    measure: MeasureUnits
     survives: Survives
     numerics: Callable[[], Numerics]
     num_cpus: float

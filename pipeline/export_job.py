@@ -19,7 +19,7 @@ from pipeline.export.publish import publish_dataset
 from pipeline.export.reuse import StandingShards
 from pipeline.export.splits import listed_splits
 from pipeline.job_config import JobConfig, SplitConfig
-from pipeline.manifest import Manifest, read_beside, read_manifest
+from pipeline.manifest import Manifest, joined_status, read_beside, read_manifest, shared_gate
 from pipeline.observer import JobObserver
 from pipeline.run_lease import RunLease
 from pipeline.storage import Folder
@@ -79,8 +79,16 @@ def _export(
     plans = [store.plan_of_version(manifest.version) for store, (_, manifest) in zip(stores, datasets, strict=True)]
     fragments = tuple(Fragment(index, unit.key, unit.stamp) for index, plan in enumerate(plans) for unit in plan.units)
     spec, listed = _spec_and_splits(config, datasets)
+    manifests = [manifest for _, manifest in datasets]
     standing = StandingShards.of_published(output, stores[0]) if is_in_place else StandingShards()
-    source = ExportSource(stores, fragments, first.contract, standing=standing)
+    source = ExportSource(
+        stores,
+        fragments,
+        first.contract,
+        standing=standing,
+        status=joined_status(manifests),
+        gate=shared_gate(manifests),
+    )
     exported = export_dataset(source, output, spec, listed, build, observer)
     if is_in_place:
         publish_dataset(output, exported, stores[0], plans[0])

@@ -47,7 +47,7 @@ def tokenize_with_ray(
     """Read and write in Ray tasks, tokenize in a pool of actors; only accounts reach the driver."""
     if not runs:
         return
-    _configure_ray_data()
+    configure_ray_data()
     hub: Any = JobHub.remote(stages.codec)  # type: ignore[attr-defined]
     rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
     one_row = {"batch_size": 1, "batch_format": "pyarrow"}
@@ -66,12 +66,12 @@ def tokenize_with_ray(
     accounts = tokens.map_batches(_WriteTask(stages.writer, hub), num_cpus=0.25, max_retries=CRASH_RETRIES, **one_row)
 
     try:
-        for text in _rows_of(accounts, "account", lambda: _report(hub, progress)):
+        for text in rows_of(accounts, "account", lambda: _report(hub, progress)):
             _report(hub, progress)
             yield UnitAccount.from_text(text)
         _report(hub, progress)
     except Exception as error:
-        raise _own_error(error, hub) from error
+        raise own_error(error, hub) from error
 
 
 def survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
@@ -113,7 +113,7 @@ def _first_done(waiting: list[Any]) -> list[ShardResult]:
     try:
         results: list[ShardResult] = ray.get(done[0])
     except ray.exceptions.RayError as error:
-        raise _own_error(error) from error
+        raise own_error(error) from error
     return results
 
 
@@ -125,7 +125,7 @@ class _ReadTask:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         is_stopping = ray.get(self._hub.is_stopping.remote())
-        with _told(self._hub):
+        with told(self._hub):
             return self._reader.read(() if is_stopping else units_from_text(row["units"][0].as_py())).to_table()
 
 
@@ -134,12 +134,12 @@ class _HostedTokenizer:
 
     def __init__(self, hub: Any, settings: TokenizerSettings) -> None:
         self._hub = hub
-        with _told(hub):
+        with told(hub):
             self._tokenizer = TokenizerActor(ray.get(hub.codec.remote()), settings, _HubListener(hub))
         hub.ready.remote()
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        with _told(self._hub):
+        with told(self._hub):
             return self._tokenizer.tokenize(MotionBlock.from_table(row)).to_table()
 
 
@@ -150,12 +150,12 @@ class _WriteTask:
         self._writer, self._hub = writer, hub
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        with _told(self._hub):
+        with told(self._hub):
             return self._writer.write(TokenBlock.from_table(row)).to_table()
 
 
 @contextmanager
-def _told(hub: Any) -> Iterator[None]:
+def told(hub: Any) -> Iterator[None]:
     """Tell the driver of an exception through the hub: Ray passes some on as text, and some not at all."""
     try:
         yield
@@ -248,7 +248,8 @@ def _report(hub: Any, progress: TokenizeProgress) -> None:
     progress.encoded(encoded_windows)
 
 
-def _configure_ray_data() -> None:
+def configure_ray_data() -> None:
+    """Set Ray Data up for rows that stand for units: nothing split, nothing printed, no order."""
     context = DataContext.get_current()
     context.target_max_block_size = None  # a run of units is never split
     context.enable_progress_bars = False
@@ -258,7 +259,7 @@ def _configure_ray_data() -> None:
     context.max_errored_blocks = -1  # a dead process loses its own row only; exceptions reach the driver by the hub
 
 
-def _rows_of(dataset: Any, column: str, on_tick: Callable[[], None]) -> Iterator[Any]:
+def rows_of(dataset: Any, column: str, on_tick: Callable[[], None]) -> Iterator[Any]:
     """Yield a column's values as rows finish, calling `on_tick` about once a second meanwhile."""
     arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -292,7 +293,7 @@ class _Failure:
     error: BaseException
 
 
-def _own_error(error: BaseException, hub: Any = None) -> BaseException:
+def own_error(error: BaseException, hub: Any = None) -> BaseException:
     """Return the error of ours that Ray wrapped, or what a loss of workers means for the job.
 
     An error of another kind inside a task is a fault of the program and comes back as it is.

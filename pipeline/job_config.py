@@ -174,6 +174,7 @@ class RunConfig(_Section):
     restart: bool = Field(False, description="other settings than the published dataset's: a new store beside it")
     numerics: Literal["same", "mixed"] = Field("same", description="mixed: continue with other torch or device")
     max_dropped: int | float | None = Field(None, description="drops that fail a run: a count (10) or share (0.01, 1%)")
+    report: bool = Field(True, description="write report/ at the end")
     storage_options: dict[str, Any] = Field({}, description="passed to fsspec for s3:// and others")
 
     @field_validator("max_dropped", mode="before")
@@ -197,7 +198,15 @@ class JobConfig(_Section):
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     batch_size: int | None = Field(None, ge=1, description="windows a batch; default: 32 on CPU, 1024 on GPU")
     export: ExportConfig = ExportConfig()
+    gate: Literal["enforce", "warn", "off"] = Field("enforce", description="what to do where decoding fails")
+    max_error_ratio: float = Field(2.0, ge=1, description="times the error that the checkpoint recorded")
+    max_flip_rate: float | None = Field(None, ge=0, le=1, description="share of bits that may depend on rounding")
     run: RunConfig = RunConfig()
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # as YAML reads it
 
 
 def parse_columns(text: str) -> tuple[int, ...]:

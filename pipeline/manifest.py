@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +20,10 @@ from pipeline.storage import Folder
 
 MANIFEST_PATH = "dataset.json"
 _VERSION_URL = re.compile(r"(.+)/versions/([0-9a-f]{16})\.json")
+STAGED_PATH = "staged.json"
+"""A dataset that failed the gate, beside the published one that it would have replaced."""
+
+Status = Literal["complete", "unrated", "staged"]
 
 
 class _Record(BaseModel):
@@ -52,11 +57,26 @@ class SplitCounts(_Record):
     hours: float
 
 
+class GateRecord(_Record):
+    """What the gate was told to do and what came of it; only what is equal on every machine."""
+
+    mode: Literal["enforce", "warn", "off"]
+    max_error_ratio: float
+    max_flip_rate: float | None
+    outcome: Literal["passed", "passed_without_reference", "failed", "not_run"]
+    failed: tuple[str, ...] = ()
+    """Names of the checks that failed: digest, error, mean, flips."""
+    reference: dict[str, float] | None = None
+    """The error that the checkpoint recorded on held-out motion."""
+
+
 class Manifest(_Record):
     """The contents of dataset.json; holds no time, host or place."""
 
     schema_version: int = SCHEMA_VERSION
-    status: Literal["complete", "unrated", "staged"]
+    status: Status
+    gate: GateRecord | None = None
+    """None in datasets from before there was a gate."""
     spec_id: str
     export_id: str
     plan: str
@@ -72,7 +92,8 @@ class Manifest(_Record):
 
     def to_bytes(self) -> bytes:
         """Return the text of dataset.json."""
-        return (json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+        tree = self.model_dump(mode="json", exclude=None if self.gate else {"gate"})
+        return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
 
     @property
     def version(self) -> str:
@@ -135,7 +156,8 @@ def publish_version_record(output: Folder, manifest: Manifest) -> None:
 
 
 def publish_manifest(output: Folder, manifest: Manifest) -> None:
-    """Replace dataset.json: from now on this version is the dataset."""
+    """Replace dataset.json: from now on this version is the dataset, and none is staged beside it."""
+    output.delete(STAGED_PATH)
     output.publish(MANIFEST_PATH, manifest.to_bytes())
 
 
@@ -165,6 +187,36 @@ def split_version(url: str) -> tuple[str, str | None]:
     """Return folder and version of ``DATASET/versions/VERSION.json``; any other location is a folder's."""
     named = _VERSION_URL.fullmatch(url)
     return (named[1], named[2]) if named else (url, None)
+
+
+def read_staged(output: Folder) -> Manifest | None:
+    """Return the dataset that failed the gate and stands beside the published one, None where there is none."""
+    try:
+        return Manifest.model_validate_json(output.read(STAGED_PATH))
+    except FileNotFoundError:
+        return None
+
+
+def is_published(output: Folder) -> bool:
+    """Return whether a dataset stands that passed its gate, or was published without."""
+    manifest = read_manifest(output)
+    return manifest is not None and manifest.status != "staged"
+
+
+def stage_manifest(output: Folder, manifest: Manifest) -> None:
+    """Name a version that failed the gate beside the published one."""
+    output.publish(STAGED_PATH, manifest.to_bytes())
+
+
+def joined_status(manifests: Sequence[Manifest]) -> Status:
+    """Return the status of a dataset made of published ones: complete only where all are."""
+    return "complete" if all(manifest.status == "complete" for manifest in manifests) else "unrated"
+
+
+def shared_gate(manifests: Sequence[Manifest]) -> GateRecord | None:
+    """Return the gate that published datasets share, None where they differ."""
+    gates = [manifest.gate for manifest in manifests]
+    return gates[0] if all(gate == gates[0] for gate in gates) else None
 
 
 def shards_txt(manifest_shards: tuple[ShardFile, ...], split: str) -> bytes:

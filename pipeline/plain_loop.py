@@ -12,6 +12,7 @@ from pipeline.execution import TokenizeProgress, TokenizeStages
 from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
 from pipeline.plan import Unit
 from pipeline.tokenizer_actor import TokenizerActor
+from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 
 
 def tokenize_here(
@@ -32,3 +33,12 @@ def build_here(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[Sh
     """Build shards in this process, one after the other."""
     for task in tasks:
         yield from builder.build(task)
+
+
+def measure_here(
+    runs: Sequence[Sequence[Unit]], measurer: UnitMeasurer, num_workers: int | None
+) -> Iterator[UnitStatistics]:
+    """Measure units in this process, one after the other."""
+    for run in runs:
+        for unit in run:
+            yield measurer.measure(unit)

@@ -23,6 +23,9 @@ from pipeline.storage import InputRoot, StoredFile
 
 FOOTER_THREADS = 16
 
+RUN_BYTES = 128 << 20
+"""Motion that one task carries at most, beyond its first unit."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -56,6 +59,24 @@ class Plan:
     def num_bytes(self) -> int:
         """Size of the input, bytes."""
         return sum(unit.num_bytes for unit in self.units)
+
+
+def group_units(units: Sequence[Unit], num_workers: int) -> list[list[Unit]]:
+    """Return runs of units: what one task carries.
+
+    A run ends at `RUN_BYTES`, or earlier so that every worker gets several.
+    """
+    total = sum(unit.num_bytes for unit in units)
+    target = min(RUN_BYTES, total // (4 * num_workers))
+    runs: list[list[Unit]] = []
+    num_bytes = 0
+    for unit in units:
+        if not runs or num_bytes + unit.num_bytes > target:
+            runs.append([])
+            num_bytes = 0
+        runs[-1].append(unit)
+        num_bytes += unit.num_bytes
+    return runs
 
 
 def units_digest(keys: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from pipeline.config import TokenSpec, digest_of
 from pipeline.errors import StorageError
 from pipeline.plan import Unit, listed_of
 from pipeline.quarantine import ClipProblem, DropReason
-from pipeline.sources.clip import Part, PreparedClip, prepare_clip
+from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
 from pipeline.sources.plausible import Statistics, check_plausible
 from pipeline.sources.registry import read_part
 from pipeline.storage import Folder
@@ -94,7 +94,7 @@ class UnitReader:
                         "unit": index,
                     }
                 )
-            self._check_unchanged(unit)
+            self.check_unchanged(unit)
         empty = np.zeros((0, self.spec.codec.motion_dim), np.float32)
         return MotionBlock(
             units=tuple(units),
@@ -104,7 +104,7 @@ class UnitReader:
             seconds={"read": time.perf_counter() - begin},
         )
 
-    def _check_unchanged(self, unit: Unit) -> None:
+    def check_unchanged(self, unit: Unit) -> None:
         """Make sure that what was read is what the plan saw: with checksums too, by size and version.
 
         Raises:
@@ -127,21 +127,26 @@ class UnitReader:
 
         return finest_parts(unit, self)
 
-    def _clips(self, unit: Unit) -> Iterator[PreparedClip | ClipProblem]:
-        corpus, codec = self.spec.corpus, self.spec.codec
-        statistics = None if self.mean is None or self.std is None else Statistics(self.mean, self.std)
+    def raw_clips(self, unit: Unit) -> Iterator[RawClip | ClipProblem]:
+        """Yield every clip of a unit as it is stored, those left out that `clips` does not admit."""
         crashing = self.crashing.get(unit.key, ())
         for part in self._parts(unit):
             if part in crashing:
                 where = f"from {part.start or 0} on" if part.stop or part.start else ""
                 yield part.problem(part.stem, where, DropReason.CRASHED, "reading it killed the process")
                 continue
-            for raw in read_part(self.folders[part.input_name], part, corpus, codec):
+            for raw in read_part(self.folders[part.input_name], part, self.spec.corpus, self.spec.codec):
                 if isinstance(raw, ClipProblem):
                     yield raw  # even where ids are listed: it may stand for clips whose ids cannot be read
                 elif self.clips.admits(raw.clip_id):
-                    clip = prepare_clip(raw, corpus, codec)
-                    yield clip if isinstance(clip, ClipProblem) else check_plausible(clip, corpus, statistics)
+                    yield raw
+
+    def _clips(self, unit: Unit) -> Iterator[PreparedClip | ClipProblem]:
+        corpus, codec = self.spec.corpus, self.spec.codec
+        statistics = None if self.mean is None or self.std is None else Statistics(self.mean, self.std)
+        for raw in self.raw_clips(unit):
+            clip = raw if isinstance(raw, ClipProblem) else prepare_clip(raw, corpus, codec)
+            yield clip if isinstance(clip, ClipProblem) else check_plausible(clip, corpus, statistics)
 
     def _starts(self, clip: PreparedClip) -> np.ndarray:
         frames = self.spec.codec.window_frames

@@ -77,7 +77,7 @@ def prepare(request: TokenizeRequest, executor: Executor, observer: JobObserver 
     output = Folder(request.output, options)
     roots = open_motion(request.inputs, output, config.input.format)
     codec = open_codec(request.checkpoint, preset=request.preset, model_config=request.model_config, options=options)
-    clips = _clip_filter(config, options)
+    clips = clip_filter(config, options)
     corpus = corpus_spec(
         config,
         codec.spec,
@@ -172,7 +172,12 @@ def _mismatch(output: Folder, ours: Contract, theirs: Contract, next_step: str) 
     return OutputMismatchError(f"{output} holds a dataset of another contract: {fields}. Next: {next_step}")
 
 
-def _clip_filter(config: JobConfig, options: Mapping[str, Any]) -> ClipFilter:
+def clip_filter(config: JobConfig, options: Mapping[str, Any]) -> ClipFilter:
+    """Return the ids that `input.clips` names, read from its files.
+
+    Raises:
+        InputNotFoundError: a file is missing.
+    """
     include, exclude = config.input.clips.include, config.input.clips.exclude
     return ClipFilter(
         include=_ids_of(include, options) if include is not None else None,

@@ -16,12 +16,13 @@ from pipeline.errors import IncompleteError, NoClipLeftError, OutputMismatchErro
 from pipeline.execution import Executor, JobRecord, TokenizeProgress, TokenizeStages
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
-from pipeline.export.publish import publish_dataset, remove_outdated
+from pipeline.export.publish import publish_dataset, remove_outdated, stage_dataset
 from pipeline.export.reuse import StandingShards
+from pipeline.gate import GateResult, is_judged, judge
 from pipeline.isolation import find_crashing
-from pipeline.manifest import Manifest, OtherFile, read_manifest, version_path
+from pipeline.manifest import STAGED_PATH, Manifest, OtherFile, is_published, read_manifest, version_path
 from pipeline.observer import JobObserver
-from pipeline.plan import Plan, Unit, make_plan
+from pipeline.plan import Plan, Unit, group_units, make_plan
 from pipeline.read_units import UnitReader
 from pipeline.request import Job, TokenizeRequest, check_output, prepare
 from pipeline.run_lease import RunLease
@@ -29,9 +30,6 @@ from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
 from pipeline.tokenizer_actor import TokenizerSettings
 from pipeline.write_fragments import FragmentWriter
-
-RUN_BYTES = 128 << 20
-"""Motion that one task carries at most, beyond its first unit."""
 
 STAT_THREADS = 16
 
@@ -56,6 +54,7 @@ def tokenize_dataset(
         RequestError: the job cannot start; nothing was written.
         NoClipLeftError: every clip was dropped.
         TooManyDroppedError: more clips were dropped than `run.max_dropped` allows.
+        GateFailedError: decoded tokens are too far from their motion; the dataset stays staged.
         IncompleteError: units are missing, or another run is active; the same command continues.
         Stopped: a signal came.
     """
@@ -90,24 +89,41 @@ def tokenize_dataset(
             with control.stop.graceful():
                 _tokenize(job, missing, executor, TokenizeProgress(observer, record, control.stop))
             record.lap("tokenize")
-        manifest = _publish(job, plan, executor, observer)
+        if job.config.gate != "off":
+            observer.on_stage("gate")
+        record.gate = judge(job, plan)
+        record.notes["gate"] = record.gate.described
+        record.lap("gate")
+        manifest = _publish(job, plan, executor, observer, record.gate)
+        record.notes["version"] = manifest.version
         record.lap("export")
+        record.gate.require_passed(str(job.output))
         return manifest
 
 
-def _publish(job: Job, plan: Plan, executor: Executor, observer: JobObserver) -> Manifest:
-    """Export the fragments of a plan, and make the dataset the current one."""
+def _publish(job: Job, plan: Plan, executor: Executor, observer: JobObserver, gate: GateResult) -> Manifest:
+    """Export the fragments of a plan, and make the dataset the current one; staged, only where there is none."""
     observer.on_stage("export")
     fragments = tuple(Fragment(0, unit.key, unit.stamp) for unit in plan.units)
-    standing = StandingShards.of_published(job.output, job.store)
-    source = ExportSource((job.store,), fragments, job.contract, job.config.run.max_dropped, standing)
+    source = ExportSource(
+        (job.store,),
+        fragments,
+        job.contract,
+        job.config.run.max_dropped,
+        StandingShards.of_published(job.output, job.store),
+        gate.status,
+        gate.record,
+    )
     try:
         exported = export_dataset(source, job.output, job.export, job.listed, executor.build, observer)
     except (NoClipLeftError, TooManyDroppedError):
         if read_manifest(job.output) is None:
             job.store.forget_contract()  # nothing stands here: the next try may set other things
         raise
-    publish_dataset(job.output, exported, job.store, plan)
+    if gate.status == "staged" and is_published(job.output):
+        stage_dataset(job.output, exported, job.store, plan)
+    else:
+        publish_dataset(job.output, exported, job.store, plan)
     return exported.manifest
 
 
@@ -164,24 +180,6 @@ def cpu_share(num_cpus: float, num_actors: int) -> float:
     return max(0.01, int(100 * min(1.0, left / num_actors)) / 100)
 
 
-def group_units(units: Sequence[Unit], num_actors: int) -> list[list[Unit]]:
-    """Return runs of units: what one task carries.
-
-    A run ends at `RUN_BYTES`, or earlier so that every actor gets several.
-    """
-    total = sum(unit.num_bytes for unit in units)
-    target = min(RUN_BYTES, total // (4 * num_actors))
-    runs: list[list[Unit]] = []
-    num_bytes = 0
-    for unit in units:
-        if not runs or num_bytes + unit.num_bytes > target:
-            runs.append([])
-            num_bytes = 0
-        runs[-1].append(unit)
-        num_bytes += unit.num_bytes
-    return runs
-
-
 def _missing(job: Job, plan: Plan) -> list[Unit]:
     """Return the planned units without a fragment, learned by listing alone."""
     committed = job.store.list_fragments()
@@ -191,7 +189,7 @@ def _missing(job: Job, plan: Plan) -> list[Unit]:
 def _current(job: Job, plan: Plan, missing: Sequence[Unit], record: JobRecord) -> Manifest | None:
     """Return the published dataset if it is what this job would publish, and all its files stand in their size."""
     manifest = None if missing else read_manifest(job.output)
-    if manifest is None:
+    if manifest is None or not is_judged(manifest, job.config) or job.output.exists(STAGED_PATH):
         return None
     if (manifest.spec_id, manifest.export_id) != (job.contract.spec.spec_id, job.export.export_id):
         return None

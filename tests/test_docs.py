@@ -59,6 +59,9 @@ ANOTHER_VALUE = {
     "export.splits.ratios": "{train: 1}",
     "export.splits.salt": "b",
     "export.splits.file": "splits.json",
+    "gate": "warn",
+    "max_error_ratio": "3",
+    "max_flip_rate": "1e-5",
     "run.workers": "3",
     "run.threads": "3",
     "run.local": "true",
@@ -69,6 +72,7 @@ ANOTHER_VALUE = {
     "run.restart": "true",
     "run.numerics": "mixed",
     "run.max_dropped": "10",
+    "run.report": "false",
     "run.storage_options": "{anon: true}",
 }
 
@@ -97,6 +101,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.savez(folder / "motion" / f"clip{n:02}.npz", motion=motion, fps=25.0)
     np.savez(folder / "motion" / "short.npz", motion=np.zeros((9, 106), np.float32), fps=25.0)
     arguments = ["tokenize", folder / "motion", folder / "tokens", "-c", folder / "codec.safetensors", "--local"]
+    arguments += ["--gate", "off"]
     ratios = "export.splits.ratios={train: 0.8, val: 0.2}"
     result = CliRunner().invoke(app, [*map(str, arguments), "--set", ratios])
     assert result.exit_code == 0, result.output
@@ -115,6 +120,12 @@ def test_examples_run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_examples_are_found():
     assert {path.name for path in DOCUMENTS} >= {"formats.md", "codec.md"}
     assert len(examples()) >= 7
+
+
+def test_readme_names_every_command():
+    named = re.findall(r"^\| (`[\w`, ]+`) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert commands <= {name for cell in named for name in re.findall(r"\w+", cell)}
 
 
 def section(title: str) -> str:
@@ -228,8 +239,10 @@ def test_output_tree_lists_every_file(place):
         patterns.append(re.compile(pattern))
     output = place / "tokens"
     files = [path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()]
+    assert "  versions/<16 hex>/  " in tree
     for file in files:
-        assert any(pattern.fullmatch(file) for pattern in patterns), file
+        name = re.sub(r"^versions/[0-9a-f]{16}/", "", file)  # a version's files have the names above
+        assert any(pattern.fullmatch(name) for pattern in patterns), file
 
 
 def test_window_table_is_right():

@@ -26,7 +26,7 @@ from pipeline.export.layout import ShardLayout, lay_out_shards
 from pipeline.export.publish import WINDOW_INDEX_PATH, Exported
 from pipeline.export.reuse import StandingShards, recipes_of
 from pipeline.export.splits import assign_splits
-from pipeline.manifest import Manifest, OtherFile, ShardFile, shards_txt
+from pipeline.manifest import GateRecord, Manifest, OtherFile, ShardFile, Status, shards_txt
 from pipeline.observer import JobObserver
 from pipeline.plan import units_digest
 from pipeline.quarantine import NEXT_STEP, DropReason
@@ -50,6 +50,8 @@ class ExportSource:
     """Dropped clips that are allowed: a count, or a share of all."""
     standing: StandingShards = field(default_factory=StandingShards)
     """Shards of an earlier version in the same output, taken over where they would come out the same."""
+    status: Status = "unrated"
+    gate: GateRecord | None = None
 
 
 def export_dataset(
@@ -108,7 +110,7 @@ def export_dataset(
     contents["constants.npz"] = source.stores[0].folder.read(CONSTANTS_PATH)
     for split in sorted({shard.split for shard in shards.get("webdataset", ())}):
         contents[f"webdataset/{split}/shards.txt"] = shards_txt(shards["webdataset"], split)
-    manifest = _manifest(source.contract, export, tables["index/clips.parquet"], shards, unit_keys)
+    manifest = _manifest(source, export, tables["index/clips.parquet"], shards, unit_keys)
     contents["README.md"] = dataset_card(manifest).encode()
     files = tuple(_other_file(path, data) for path, data in sorted(contents.items()))
     return Exported(manifest.model_copy(update={"files": files}), contents, recipes)
@@ -151,15 +153,17 @@ def _renames(clips: ClipTable) -> dict[int, tuple[tuple[int, int, str], ...]]:
 
 
 def _manifest(
-    contract: Contract,
+    source: ExportSource,
     export: ExportSpec,
     index: pa.Table,
     shards: dict[str, tuple[ShardFile, ...]],
     unit_keys: Sequence[str],
 ) -> Manifest:
+    contract = source.contract
     counted = count_clips(index, contract.codec.fps, len(unit_keys))
     return Manifest(
-        status="unrated",
+        status=source.status,
+        gate=source.gate,
         spec_id=contract.spec.spec_id,
         export_id=export.export_id,
         plan=units_digest(unit_keys),

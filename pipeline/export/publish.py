@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.export.reuse import Recipes
-from pipeline.manifest import Manifest, publish_manifest, publish_version_record, version_path
+from pipeline.manifest import Manifest, publish_manifest, publish_version_record, stage_manifest, version_path
 from pipeline.plan import Plan
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
@@ -42,15 +42,28 @@ def publish_dataset(
         store: remembers what the version was made from, where it stands in the same output.
         plan: the store's plan of it.
     """
-    manifest, contents, version = exported.manifest, exported.contents, exported.manifest.version
+    _keep_version(output, exported, store, plan)
+    contents = exported.contents
+    with ThreadPoolExecutor(WRITE_THREADS) as pool:
+        list(pool.map(lambda path: output.publish(path, contents[path]), contents))
+    publish_manifest(output, exported.manifest)
+    remove_outdated(output, exported.manifest)
+
+
+def stage_dataset(output: Folder, exported: Exported, store: TokenStore, plan: Plan) -> None:
+    """Keep a dataset that failed the gate as a version, beside the published one that stays the current one."""
+    _keep_version(output, exported, store, plan)
+    stage_manifest(output, exported.manifest)
+
+
+def _keep_version(output: Folder, exported: Exported, store: TokenStore | None, plan: Plan | None) -> None:
+    """Write everything of a version under its own name."""
+    contents, version = exported.contents, exported.manifest.version
     with ThreadPoolExecutor(WRITE_THREADS) as pool:
         list(pool.map(lambda path: output.publish(version_path(version, path), contents[path]), contents))
-        if store is not None and plan is not None:
-            store.publish_version(version, plan, exported.recipes)
-        publish_version_record(output, manifest)
-        list(pool.map(lambda path: output.publish(path, contents[path]), contents))
-    publish_manifest(output, manifest)
-    remove_outdated(output, manifest)
+    if store is not None and plan is not None:
+        store.publish_version(version, plan, exported.recipes)
+    publish_version_record(output, exported.manifest)
 
 
 def remove_outdated(output: Folder, manifest: Manifest) -> None:

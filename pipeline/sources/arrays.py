@@ -24,11 +24,11 @@ from pipeline.storage import Folder, StoredFile
 
 _NUM_SHOWN = 20
 
-_HEADER_READERS = {
+HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-_HEADER_FAULTS = (
+HEADER_FAULTS = (
     ValueError,
     TypeError,
     SyntaxError,
@@ -37,7 +37,7 @@ _HEADER_FAULTS = (
     RecursionError,
     tokenize.TokenError,
 )
-_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
+ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
 
 
 def cut_arrays(whole: Part, file: StoredFile) -> list[Part]:
@@ -80,9 +80,9 @@ def array_from_npy(data: bytes) -> npt.NDArray[Any]:
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        if version not in _HEADER_READERS:
+        if version not in HEADER_READERS:
             raise ClipError(DropReason.UNREADABLE, f"npy version {version} is not read")
-        shape, is_fortran, dtype = _HEADER_READERS[version](stream)
+        shape, is_fortran, dtype = HEADER_READERS[version](stream)
         wanted, start = math.prod(shape) * dtype.itemsize, stream.tell()
         if dtype.hasobject or min(shape, default=0) < 0:
             raise ClipError(DropReason.UNREADABLE, f"wanted an array of numbers, found {dtype} {shape}")
@@ -91,7 +91,7 @@ def array_from_npy(data: bytes) -> npt.NDArray[Any]:
             raise ClipError(DropReason.TRUNCATED, detail)
         flat = np.frombuffer(data, dtype, math.prod(shape), start) if wanted else np.empty(0, dtype)
         return flat.reshape(shape, order="F" if is_fortran else "C")
-    except _HEADER_FAULTS as error:
+    except HEADER_FAULTS as error:
         raise ClipError(DropReason.UNREADABLE, f"no npy array: {error}") from error
 
 
@@ -102,7 +102,7 @@ def _motion_and_fields(data: bytes, corpus: CorpusSpec, file_format: str) -> tup
     is_zip = data[:4] == b"PK\x03\x04"
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except _ZIP_FAULTS as error:
+    except ZIP_FAULTS as error:
         reason = DropReason.TRUNCATED if is_zip else DropReason.UNREADABLE
         raise ClipError(reason, f"no npz archive: {error}") from error
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -126,7 +126,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.NDArray
         with archive.open(info) as member:
             # a size is named, since zipfile inflates up to 2 GiB at once where none is
             return array_from_npy(member.read(info.file_size))
-    except _ZIP_FAULTS as error:
+    except ZIP_FAULTS as error:
         raise ClipError(DropReason.UNREADABLE, f"{info.filename}: {error}") from error
 
 

@@ -86,6 +86,17 @@ class PreparedClip:
     motion_digest: str
 
 
+@dataclass(frozen=True)
+class MeasurableClip:
+    """Motion to be measured, (frames, dims) float32, C-contiguous; it may hold NaN and infinity."""
+
+    clip_id: str
+    source: str
+    where: str
+    motion: npt.NDArray[np.float32]
+    fps: float | None
+
+
 class ClipError(Exception):
     """A clip cannot be used; raised and caught inside this package, where it becomes a ClipProblem."""
 
@@ -157,8 +168,10 @@ def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> Prepared
     """
     try:
         _check_clip_id(raw.clip_id)
-        selected = _select_columns(raw.motion, corpus, codec)
-        rate = _checked_fps(raw.fps, corpus, codec)
+        selected = _select_columns(raw.motion, corpus)
+        if selected.shape[1] != codec.motion_dim:
+            raise ClipError(DropReason.WRONG_DIM, f"wanted {codec.motion_dim} dims, found {selected.shape[1]}")
+        rate = _checked_fps(raw.fps, corpus, codec.fps)
         motion = _finite_float32(selected, corpus)
         if rate != codec.fps:
             _check_resampled_size(selected, rate, codec.fps)
@@ -167,6 +180,30 @@ def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> Prepared
         clip_id = printable(raw.clip_id)[:MAX_CLIP_ID_CHARS]
         return ClipProblem(clip_id, raw.source, raw.where, error.reason, short(error.detail))
     return PreparedClip(raw.clip_id, raw.source, raw.where, motion, motion_digest(motion))
+
+
+def clip_to_measure(raw: RawClip, corpus: CorpusSpec, fps: float | None) -> MeasurableClip | ClipProblem:
+    """Return the clip with columns selected and float32, whatever its dims and numbers, or why it has none.
+
+    Args:
+        fps: None takes every clip at its own rate, known or not; a rate is that of a codec, as for `prepare_clip`.
+    """
+    try:
+        _check_clip_id(raw.clip_id)
+        selected = _select_columns(raw.motion, corpus)
+        if fps is None:
+            rate = raw.fps if raw.fps is not None and _is_rate(raw.fps) else None
+        else:
+            rate = _checked_fps(raw.fps, corpus, fps)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if fps is not None and rate is not None and rate != fps:
+                _check_resampled_size(selected, rate, fps)
+                return MeasurableClip(raw.clip_id, raw.source, raw.where, resample(selected, rate, fps), fps)
+            motion = np.ascontiguousarray(selected, dtype=np.float32)
+    except ClipError as error:
+        clip_id = printable(raw.clip_id)[:MAX_CLIP_ID_CHARS]
+        return ClipProblem(clip_id, raw.source, raw.where, error.reason, short(error.detail))
+    return MeasurableClip(raw.clip_id, raw.source, raw.where, motion, rate)
 
 
 def resample(motion: npt.NDArray[Any], fps_in: float, fps_out: float) -> npt.NDArray[np.float32]:
@@ -232,8 +269,8 @@ def _as_fps(value: Any) -> float | None:
         return math.nan
 
 
-def _select_columns(motion: npt.NDArray[Any], corpus: CorpusSpec, codec: CodecSpec) -> npt.NDArray[Any]:
-    """Return the codec's dims of motion as stored, (frames, motion_dim)."""
+def _select_columns(motion: npt.NDArray[Any], corpus: CorpusSpec) -> npt.NDArray[Any]:
+    """Return the selected dims of motion as stored, (frames, dims)."""
     if motion.dtype.kind != "f" or motion.dtype.itemsize not in _FLOAT_BYTES:
         raise ClipError(DropReason.WRONG_DTYPE, f"wanted float16, float32 or float64, found {motion.dtype}")
     if motion.ndim and not len(motion):
@@ -247,23 +284,24 @@ def _select_columns(motion: npt.NDArray[Any], corpus: CorpusSpec, codec: CodecSp
         )
     if columns is not None and max(columns) >= stored:
         raise ClipError(DropReason.WRONG_DIM, f"wanted column {max(columns)}, found {stored} dims")
-    selected = motion if columns is None else motion[:, list(columns)]
-    if selected.shape[1] != codec.motion_dim:
-        raise ClipError(DropReason.WRONG_DIM, f"wanted {codec.motion_dim} dims, found {selected.shape[1]}")
-    return selected
+    return motion if columns is None else motion[:, list(columns)]
 
 
-def _checked_fps(fps: float | None, corpus: CorpusSpec, codec: CodecSpec) -> float:
-    """Return the rate to convert from; the codec's own where they agree."""
+def _checked_fps(fps: float | None, corpus: CorpusSpec, wanted: float) -> float:
+    """Return the rate to convert from; the wanted one itself where they agree."""
     if fps is None:
-        raise ClipError(DropReason.FPS_MISSING, f"no rate stored, the codec's is {codec.fps:g}")
-    if not (math.isfinite(fps) and fps > 0):
+        raise ClipError(DropReason.FPS_MISSING, f"no rate stored, the codec's is {wanted:g}")
+    if not _is_rate(fps):
         raise ClipError(DropReason.FPS_MISSING, f"the stored rate {fps:g} is no positive number")
-    if math.isclose(fps, codec.fps, rel_tol=FPS_TOLERANCE):
-        return codec.fps
+    if math.isclose(fps, wanted, rel_tol=FPS_TOLERANCE):
+        return wanted
     if corpus.resample != "linear":
-        raise ClipError(DropReason.FPS_MISMATCH, f"wanted {codec.fps:g} frames a second, found {fps:g}")
+        raise ClipError(DropReason.FPS_MISMATCH, f"wanted {wanted:g} frames a second, found {fps:g}")
     return fps
+
+
+def _is_rate(fps: float) -> bool:
+    return math.isfinite(fps) and fps > 0
 
 
 def _check_resampled_size(selected: npt.NDArray[Any], fps_in: float, fps_out: float) -> None:

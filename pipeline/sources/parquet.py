@@ -125,7 +125,7 @@ def motions_of(column: Any, flat_dim: int) -> Iterator[npt.NDArray[Any] | ClipEr
 
     Args:
         column: Arrow array of lists of frames, or of flat lists of frames * flat_dim numbers; sliced or not.
-        flat_dim: dims of a frame where the list is flat.
+        flat_dim: dims of a frame where the list is flat; 0 where nobody knows.
     """
     column = _without_extension(column)
     if not _is_list(column.type):
@@ -151,6 +151,9 @@ def motions_of(column: Any, flat_dim: int) -> Iterator[npt.NDArray[Any] | ClipEr
 
 
 def _flat_motion(numbers: npt.NDArray[Any], flat_dim: int) -> npt.NDArray[Any] | ClipError:
+    if not flat_dim:
+        detail = "a flat list does not say its dims a frame: name them with --set input.motion_dim=NUMBER"
+        return ClipError(DropReason.WRONG_DIM, detail)
     if len(numbers) % flat_dim:
         detail = f"wanted a multiple of {flat_dim} numbers in a flat list, found {len(numbers)}"
         return ClipError(DropReason.WRONG_DIM, detail)

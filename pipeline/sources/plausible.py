@@ -39,7 +39,7 @@ def check_plausible(
         fault = _explosion(clip.motion, statistics, corpus)
         reason = DropReason.EXPLODING
     if not fault and corpus.max_frozen_frames is not None:
-        fault = _frozen_run(clip.motion, corpus.max_frozen_frames)
+        fault = frozen_run(clip.motion, corpus.max_frozen_frames)
         reason = DropReason.FROZEN
     return ClipProblem(clip.clip_id, clip.source, clip.where, reason, fault) if fault else clip
 
@@ -58,7 +58,7 @@ def _explosion(motion: npt.NDArray[np.float32], statistics: Statistics, corpus: 
     return ""
 
 
-def _frozen_run(motion: npt.NDArray[np.float32], max_frames: int) -> str:
+def frozen_run(motion: npt.NDArray[np.float32], max_frames: int) -> str:
     """Return where the first run of more than `max_frames` equal frames stands, "" where none does."""
     begin = 0
     for start in range(0, len(motion) - 1, BLOCK_FRAMES):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pipeline.storage.checksums import with_checksums
 from pipeline.storage.files import StoredFile
-from pipeline.storage.folder import Folder, read_bytes, read_text
+from pipeline.storage.folder import Folder, parent_and_name, read_bytes, read_text
 from pipeline.storage.inputs import InputRoot, open_inputs
 from pipeline.storage.retries import without_secrets
 
@@ -16,6 +16,7 @@ __all__ = [
     "InputRoot",
     "StoredFile",
     "open_inputs",
+    "parent_and_name",
     "read_bytes",
     "read_text",
     "with_checksums",

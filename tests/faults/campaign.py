@@ -109,7 +109,7 @@ class Corpus:
         """The command under test."""
         command = [sys.executable, "-m", "jobs.cli", "tokenize", place.motion, output.url]
         command += ["-c", str(self.folder / "codec.safetensors"), "--set", "units.files=1"]
-        command += ["--set", "export.windows_per_shard=60"]
+        command += ["--set", "export.windows_per_shard=60", "--set", "gate=off", "--set", "run.report=false"]
         return command + {"local": ["--local"], "ray": [], "cluster": ["--set", "run.workers=2"]}[executor]
 
     @cached_property

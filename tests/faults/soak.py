@@ -68,14 +68,14 @@ def run_job(folder: Path, minutes: float) -> int:
     """Tokenize every unit alone until the time is over, and return the exit code of the command."""
     from rich.console import Console
 
-    import pipeline.tokenize_job
+    import pipeline.plan
     from jobs.tokenize_command import run_tokenize
     from pipeline.errors import MotionTokensError
     from pipeline.job_config import load_config
     from pipeline.request import TokenizeRequest
 
-    pipeline.tokenize_job.RUN_BYTES = 1
-    settings = ["units.files=1", f"window.stride={STRIDE}", f"run.max_runtime={60 * minutes:.0f}s"]
+    pipeline.plan.RUN_BYTES = 1
+    settings = ["units.files=1", "gate=off", f"window.stride={STRIDE}", f"run.max_runtime={60 * minutes:.0f}s"]
     request = TokenizeRequest(
         inputs=(str(folder / "motion"),),
         output=str(folder / "tokens"),

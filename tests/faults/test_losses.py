@@ -69,6 +69,7 @@ def run_until_committed(corpus, output):
     """Start a job with Ray and return its process once the first fragments stand."""
     command = [sys.executable, "-m", "jobs.cli", "tokenize", str(corpus / "motion"), str(output)]
     command += ["-c", str(corpus / "codec.safetensors"), "--set", "units.files=1"]
+    command += ["--set", "gate=off", "--set", "run.report=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 60

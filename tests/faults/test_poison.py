@@ -19,6 +19,7 @@ from pipeline.manifest import read_manifest
 from pipeline.observer import JobObserver
 from pipeline.read_units import UnitReader
 from pipeline.request import TokenizeRequest
+from pipeline.statistics_job import StatisticsObserver, StatisticsRequest, measure_motion
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
 from pipeline.tokenize_job import JobControl, tokenize_dataset
@@ -30,8 +31,8 @@ POISON = ("lethal", "table/7")
 class LethalReader(UnitReader):
     """A reader that dies of some clips, as a faulty native decoder would."""
 
-    def _clips(self, unit):
-        for clip in super()._clips(unit):
+    def raw_clips(self, unit):
+        for clip in super().raw_clips(unit):
             if clip.clip_id in POISON and not hasattr(clip, "reason"):
                 os._exit(9)
             yield clip
@@ -46,6 +47,7 @@ def executor(ray_local):
     from ray import cloudpickle
 
     from pipeline.graph import build_with_ray, survives_with_ray, tokenize_with_ray
+    from pipeline.stats_graph import measure_with_ray
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     return Executor(
@@ -55,6 +57,9 @@ def executor(ray_local):
             runs, replace(stages, reader=lethal(stages.reader)), progress
         ),
         build=build_with_ray,
+        measure=lambda runs, measurer, num_workers: measure_with_ray(
+            runs, replace(measurer, reader=lethal(measurer.reader)), num_workers
+        ),
         survives=lambda reader, unit: survives_with_ray(lethal(reader), unit),
         numerics=lambda: numerics_here(pick_device()),
         num_cpus=8.0,
@@ -73,7 +78,7 @@ def test_a_clip_that_kills_its_process_is_found_and_dropped(executor, tmp_path):
     config = BitwiseVAEConfig(motion_dim=4, code_dim=8, patch_nums=(1, 2, 5), hidden_dim=16, depth=1, num_heads=2)
     write_checkpoint(random_checkpoint(config, np.zeros(4), np.ones(4), 0), tmp_path / "codec.safetensors")
     output = Folder(str(tmp_path / "o"))
-    settings = load_config(None, ["units.files=1000"])
+    settings = load_config(None, ["units.files=1000", "gate=off"])
     request = TokenizeRequest(
         (str(tmp_path / "motion"),), output.url, str(tmp_path / "codec.safetensors"), None, None, settings
     )
@@ -84,3 +89,13 @@ def test_a_clip_that_kills_its_process_is_found_and_dropped(executor, tmp_path):
     assert verify_dataset(output, read_manifest(output), lambda path: None).is_sound
     quarantine = pq.read_table(tmp_path / "o" / "quarantine.parquet").to_pylist()
     assert {(row["source"], row["where"]) for row in quarantine} == {("lethal.npz", ""), ("table.parquet", "from 7 on")}
+
+
+def test_a_clip_that_kills_its_process_is_left_out_of_statistics(executor, tmp_path):
+    motion = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    for name in ("lethal", "other"):
+        np.savez(tmp_path / f"{name}.npz", motion=motion, fps=25)
+    request = StatisticsRequest((str(tmp_path),), None, load_config(None, ["units.files=1000"]))
+    statistics = measure_motion(request, executor, StatisticsObserver())
+    assert statistics.dropped == {"crashed": 1}
+    assert (statistics.num_clips, statistics.num_frames) == (1, 30)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
 
 OWN_FOLDERS = ("_store", "runs", "report")
+PLAIN = ("--set", "gate=off", "--set", "run.report=false")
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,16 @@ class Outcome:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Outcome]:
-    """Return a function that runs `motion-tokens ARG...` in this process."""
+    """Return a function that runs `motion-tokens ARG...` in this process.
+
+    Without gate and report, unless they are set: random weights would not pass, and pictures take a second.
+    """
 
     def run(*args: object) -> Outcome:
-        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        words = [str(arg) for arg in args]
+        if words[0] in ("tokenize", "replay"):
+            words[1:1] = PLAIN
+        result = CliRunner().invoke(app, words)
         return Outcome(result.exit_code, " ".join(result.output.split()))
 
     return run
@@ -121,3 +129,15 @@ def tools() -> SimpleNamespace:
     return SimpleNamespace(
         tiny_motion=tiny_motion, npz_bytes=npz_bytes, npy_bytes=npy_bytes, write_tar=write_tar, tree_of=tree_of
     )
+
+
+@pytest.fixture(scope="session")
+def quality_corpus() -> ModuleType:
+    """The module quality_corpus.py beside this file."""
+    path = Path(__file__).with_name("quality_corpus.py")
+    spec = importlib.util.spec_from_file_location("quality_corpus", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

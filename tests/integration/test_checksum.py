@@ -231,7 +231,7 @@ def test_prepare_tells_of_the_files_that_it_reads(motion, tiny_codec, tmp_path):
 
     nothing = lambda *args: None  # noqa: E731
     here = lambda: Numerics(device="x", torch="x", pyarrow="x")  # noqa: E731
-    executor = Executor("local", nothing, nothing, nothing, nothing, here, 1.0, 0.0)
+    executor = Executor("local", nothing, nothing, nothing, nothing, nothing, here, 1.0, 0.0)
     config = load_config(None, ["input.checksum=true"])
     watcher = Watcher()
     prepare(

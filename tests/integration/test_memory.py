@@ -74,6 +74,7 @@ def run_job(base, folder, copies, *options):
             os.link(path, folder / "motion" / f"{copy}-{path.name}")
     command = [sys.executable, "-m", "jobs.cli", "tokenize", str(folder / "motion"), str(folder / "tokens")]
     command += ["-c", str(base / "codec.safetensors"), "--set", "input.fps=25", *options]
+    command += ["--set", "gate=off", "--set", "run.report=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     peaks = Peaks()

@@ -182,7 +182,7 @@ def test_more_workers_than_gpus_are_refused():
     from pipeline.request import TokenizeRequest, prepare
 
     nothing = lambda *args: None  # noqa: E731
-    executor = Executor("ray", nothing, nothing, nothing, nothing, nothing, 8.0, 2.0)
+    executor = Executor("ray", nothing, nothing, nothing, nothing, nothing, nothing, 8.0, 2.0)
     request = TokenizeRequest(("x",), "y", "z", None, None, load_config(None, ["run.workers=4"]))
     with pytest.raises(ConfigError, match="2 GPUs"):
         prepare(request, executor)

@@ -18,6 +18,7 @@ from pipeline.storage import Folder
 @pytest.fixture
 def arguments(tiny_corpus, tiny_codec, tmp_path):
     sets = ("--set", "units.files=1", "--set", "export.windows_per_shard=60")
+    sets += ("--set", "gate=off", "--set", "run.report=false")  # also where another process runs it
     return ("tokenize", tiny_corpus, tmp_path / "o", "-c", tiny_codec, *sets, "--local")
 
 

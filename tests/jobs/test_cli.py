@@ -16,7 +16,7 @@ from jobs.cli import app, job_config
 from pipeline.errors import ConfigError, IncompleteError
 
 NUM_CLIPS = 48
-COMMANDS = ["tokenize", "export", "verify", "diff", "clean", "replay", "demo", "bench"]
+COMMANDS = ["tokenize", "export", "verify", "diff", "clean", "replay", "demo", "bench", "report", "certify", "train"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -75,6 +75,7 @@ def slow_job(tmp_path_factory):
 def test_sigterm_exits_143_and_the_same_command_continues(slow_job, tmp_path, executor):
     command = [sys.executable, "-m", "jobs.cli", "tokenize", str(slow_job / "motion"), str(tmp_path / "o")]
     command += ["-c", str(slow_job / "codec.safetensors"), "--set", "units.files=1"]
+    command += ["--set", "gate=off", "--set", "run.report=false"]
     command += ["--local"] * (executor == "local")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

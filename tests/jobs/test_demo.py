@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs import demo
 from jobs.demo import make_clips, motion_files, put, read_snippet, run_demo, window_picture
-from jobs.procedural_motion import motion_statistics
+from jobs.train_demo import FIRST_SEEDS
 from pipeline.errors import VerifyError
 from pipeline.job_config import JobConfig, load_config
 from pipeline.manifest import read_manifest
@@ -47,10 +47,22 @@ def test_run_demo_keeps_good_clips_and_drops_the_others_by_reason(finished: tupl
     assert manifest.num_windows == sum(-(-len(clip.motion) // 100) for clip in make_clips(NUM_CLIPS))
 
 
+def test_run_demo_passes_the_gate_of_the_shipped_codec_and_writes_a_report(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    manifest = read_manifest(Folder(str(output / "tokens")))
+    assert manifest is not None
+    assert manifest.gate is not None
+    assert (manifest.status, manifest.gate.mode, manifest.gate.outcome) == ("complete", "enforce", "passed")
+    assert (output / "tokens" / "report" / "report.html").is_file()
+    assert not list(output.rglob("*.safetensors"))
+
+
 def test_run_demo_says_what_matters(finished: tuple[Path, str]) -> None:
     output, text = finished
-    assert "weights are random" in text
+    assert "--checkpoint demo" in text
+    assert "gate passed: 64 windows decode to" in text
     assert "sound" in text
+    assert str(output / "tokens" / "report" / "report.html") in text
     assert str(output / "tokens" / "quarantine.parquet") in text
     assert f"motion-tokens verify {output / 'tokens'}" in text
     assert "already complete: every" not in text
@@ -104,15 +116,17 @@ def test_motion_files_hold_every_clip_once_in_several_layouts() -> None:
     assert all(100 <= len(clip.motion) <= 500 for clip in clips)
 
 
-def test_codec_bytes_hold_the_motion_s_statistics() -> None:
-    from bitwise_vae import load_checkpoint
+def test_demo_speakers_are_none_of_those_that_the_codec_was_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
 
-    motions = [clip.motion for clip in make_clips(4)]
-    model = load_checkpoint(demo.codec_bytes(motions))
-    mean, std = motion_statistics(motions)
-    np.testing.assert_array_equal(model.motion_mean.numpy(), mean)
-    np.testing.assert_array_equal(model.motion_std.numpy(), std)
-    assert demo.codec_bytes(motions) == demo.codec_bytes(motions)
+    def noted(num_frames: int, seed: int) -> np.ndarray:
+        seeds.append(seed)
+        return np.zeros((num_frames, 106), np.float32)
+
+    monkeypatch.setattr(demo, "speech_motion", noted)
+    motion_files(make_clips(demo.NUM_CLIPS))
+    assert len(seeds) == demo.NUM_CLIPS + 8
+    assert max(seeds) < min(FIRST_SEEDS.values())
 
 
 def test_put_writes_only_what_differs(tmp_path: Path) -> None:

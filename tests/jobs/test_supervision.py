@@ -175,7 +175,7 @@ def corpus(tmp_path_factory):
 
 def tokenize_command(corpus, output, *options):
     command = [sys.executable, "-m", "jobs.cli", "tokenize", str(corpus / "motion"), str(output)]
-    return [*command, "-c", str(corpus / "codec.safetensors"), "--set", "units.files=1", *options]
+    return [*command, "-c", str(corpus / "codec.safetensors"), "--set", "units.files=1", "--set", "gate=off", *options]
 
 
 @pytest.fixture

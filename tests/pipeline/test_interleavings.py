@@ -30,7 +30,7 @@ from pipeline.execution import Executor, JobRecord
 from pipeline.job_config import load_config
 from pipeline.manifest import Manifest
 from pipeline.observer import JobObserver
-from pipeline.plain_loop import build_here
+from pipeline.plain_loop import build_here, measure_here
 from pipeline.request import TokenizeRequest
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
@@ -55,7 +55,7 @@ STAGES = (
 """How the paths begin that a run writes one after the other."""
 CORPORA = ("before", "fewer", "now")
 OWN_FOLDERS = ("_store", "runs", "report")
-SETTINGS = ("units.files=1", "export.windows_per_shard=6", "run.when_active=take_over")
+SETTINGS = ("gate=off", "units.files=1", "export.windows_per_shard=6", "run.when_active=take_over")
 PATIENCE_S = 60
 
 
@@ -141,6 +141,7 @@ EXECUTOR = Executor(
     start=lambda: None,
     tokenize=tokenize_without_model,
     build=build_here,
+    measure=measure_here,
     survives=lambda reader, unit: True,
     numerics=lambda: Numerics(device="cpu", torch="0", pyarrow="0"),
     num_cpus=1.0,

@@ -1,0 +1,1 @@
+"""How well tokens stand for the motion they were made from: a bounded sample, decoded and compared."""

@@ -1,0 +1,1 @@
+"""What a person looks at after a run: one page, its numbers and its pictures."""

@@ -1,0 +1,116 @@
+"""Samples of a token store: the right motion beside the right bits, the same for all, within bounds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.blocks import TokenBlock
+from pipeline.config import Contract, Numerics, TokenSpec
+from pipeline.errors import VerifyError
+from pipeline.plan import make_plan
+from pipeline.quality import sample as sample_module
+from pipeline.quality.sample import draw_sample
+from pipeline.read_units import UnitReader
+from pipeline.storage import Folder, open_inputs
+from pipeline.token_store import TokenStore, fragment_to_bytes
+from pipeline.write_fragments import FragmentWriter
+
+SUFFIXES = (".npz",)
+
+
+@pytest.fixture
+def place(tmp_path, make_codec, make_corpus):
+    """Motion whose frames say clip and time, and a store whose bits say window and unit."""
+    (tmp_path / "motion").mkdir()
+    for n in range(9):
+        frames = np.arange(12 + 5 * n, dtype=np.float32)
+        motion = np.stack([np.full_like(frames, n), frames, frames, frames], axis=1)
+        np.savez(tmp_path / "motion" / f"clip{n}.npz", motion=motion, fps=25.0)
+    np.savez(tmp_path / "motion" / "short.npz", motion=np.zeros((2, 4), np.float32), fps=25.0)
+    spec = TokenSpec(codec=make_codec(), corpus=make_corpus(unit_files=2))
+    roots = open_inputs([str(tmp_path / "motion")], SUFFIXES, {})
+    units = make_plan(roots, spec.corpus).units
+    reader = UnitReader({root.name: root.folder for root in roots}, spec)
+    store = TokenStore(Folder(str(tmp_path / "store")))
+    contract = Contract(codec=spec.codec, corpus=spec.corpus, numerics=Numerics(device="d", torch="t", pyarrow="p"))
+    for unit in units:
+        block = reader.read([unit])
+        clip_of = np.repeat(np.arange(block.ledger.num_rows), block.ledger["num_windows"].to_numpy())
+        names = [block.ledger["clip_id"][int(row)].as_py() for row in clip_of]
+        bits = np.zeros((len(names), 2, spec.codec.half_bytes), np.uint8)
+        bits[:, 1, 0] = [int(name[4:]) for name in names]
+        bits[:, 1, 1] = block.start_frame
+        FragmentWriter(store, contract).write(TokenBlock(block.units, bits, block.ledger, block.start_frame))
+    return store, units, reader
+
+
+def test_draw_sample_pairs_motion_with_its_bits(place):
+    store, units, reader = place
+    assert len(units) > 2
+    found = draw_sample(store, units, reader, 1000)
+    assert len(found) == sum(store.read_fragment(unit.key, unit.stamp).num_rows for unit in units)
+    half = reader.spec.codec.window_frames
+    for row, name in enumerate(found.clip_ids):
+        start = int(found.start_frame[row])
+        frames = np.arange(start - half, start + half)
+        np.testing.assert_array_equal(found.is_real[row], frames >= 0)
+        np.testing.assert_array_equal(found.motion[row, :, 1], np.maximum(frames, 0))
+        np.testing.assert_array_equal(found.motion[row, found.is_real[row], 0], int(name[4:]))
+        assert found.bits[row, 1, :2].tolist() == [int(name[4:]), start]
+        assert found.sources[row] == f"{name}.npz"
+
+
+def test_draw_sample_is_the_same_for_any_order_of_units(place):
+    store, units, reader = place
+    one, other = (draw_sample(store, some, reader, 20) for some in (units, units[::-1]))
+    assert len(one) == 20
+    assert one.clip_ids == other.clip_ids
+    np.testing.assert_array_equal(one.start_frame, other.start_frame)
+    codec = reader.spec.codec.model_copy(update={"weights": "x"})
+    elsewhere = replace(reader, spec=reader.spec.model_copy(update={"codec": codec}))
+    assert draw_sample(store, units, elsewhere, 20).start_frame.tolist() != one.start_frame.tolist()
+
+
+def test_draw_sample_keeps_its_bounds_and_looks_at_the_wanted_first(place, monkeypatch):
+    store, units, reader = place
+    monkeypatch.setattr(sample_module, "SAMPLE_UNITS", 1)
+    for unit in units:
+        sources = {part.source for part in unit.parts}
+        found = draw_sample(store, units, reader, 1000, first=[unit])
+        if store.read_fragment(unit.key, unit.stamp).num_rows:
+            assert set(found.sources) <= sources
+    monkeypatch.setattr(sample_module, "SAMPLE_UNITS", 99)
+    monkeypatch.setattr(sample_module, "SAMPLE_BYTES", 1)
+    assert len(set(draw_sample(store, units, reader, 1000).clip_ids)) < 9
+
+
+def test_draw_sample_refuses_other_motion_under_the_same_stamp(place):
+    store, units, reader = place
+    for unit in units:
+        table, ledger = store.read_fragment(unit.key, unit.stamp), store.read_ledger(unit.key, unit.stamp)
+        column = ledger.schema.get_field_index("motion_digest")
+        other = ledger.set_column(column, ledger.schema.field(column), [["other"] * ledger.num_rows])
+        contract = Contract(
+            codec=reader.spec.codec, corpus=reader.spec.corpus, numerics=Numerics(device="d", torch="t", pyarrow="p")
+        )
+        store.folder.publish(store.fragment_path(unit.key, unit.stamp), fragment_to_bytes(table, other, contract))
+    with pytest.raises(VerifyError, match="other motion"):
+        draw_sample(store, units, reader, 10)
+
+
+def test_draw_sample_leaves_out_units_with_clips_that_kill(place):
+    store, units, reader = place
+    contract = Contract(
+        codec=reader.spec.codec, corpus=reader.spec.corpus, numerics=Numerics(device="d", torch="t", pyarrow="p")
+    )
+    lethal = next(unit for unit in units if store.read_fragment(unit.key, unit.stamp).num_rows)
+    table, ledger = store.read_fragment(lethal.key, lethal.stamp), store.read_ledger(lethal.key, lethal.stamp)
+    column = ledger.schema.get_field_index("drop_reason")
+    other = ledger.set_column(column, ledger.schema.field(column), [["crashed"] * ledger.num_rows])
+    store.folder.publish(store.fragment_path(lethal.key, lethal.stamp), fragment_to_bytes(table, other, contract))
+    found = draw_sample(store, units, reader, 1000, first=[lethal])
+    assert not set(found.sources) & {part.source for part in lethal.parts}
+    assert len(draw_sample(store, [lethal], reader, 10)) == 0

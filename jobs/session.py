@@ -241,8 +241,10 @@ def ray_running(shows_workers: bool = False) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(**quiet)
-    except (RuntimeError, ConnectionError, TimeoutError, ray.exceptions.RayError) as error:
-        finding = str(error).strip().splitlines()[0]
+    except Exception as error:  # a bare one too, where Ray's own processes do not come up
+        if stop_behind(error) is not None:
+            raise
+        finding = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise IncompleteError(f"Ray did not start ({finding}): run the same command again") from error
     except SystemExit as error:  # Ray sets a handler of its own for SIGTERM, which may come just now
         raise Stopped("SIGTERM") from error

@@ -19,7 +19,7 @@ test-slow: $(VENV)/.dev  ## tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 KILLS ?= 100
-campaign: $(VENV)/.dev  ## kill the job KILLS times at random and compare every byte; about 40 minutes
+campaign: $(VENV)/.dev  ## kill the job KILLS times at random and compare every byte; about an hour
 	$(BIN)/python tests/faults/campaign.py --kills $(KILLS) --json out/campaign.json
 
 MINUTES ?= 30

@@ -265,11 +265,11 @@ def rows_of(dataset: Any, column: str, on_tick: Callable[[], None]) -> Iterator[
 
     def follow() -> None:
         try:
-            # not by iter_batches, which sends the growing account of all tasks to an actor every few seconds
-            for bundle in dataset.iter_internal_ref_bundles():
-                for block in ray.get(bundle.block_refs):
-                    for value in block[column]:
-                        arrived.put(value.as_py())
+            # iter_internal_ref_bundles would spare Ray's statistics actor a growing account of all tasks every few
+            # seconds, but its executor outlives a stop, and then ends this process from within
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for value in batch[column]:
+                    arrived.put(value.as_py())
             arrived.put(_END)
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
             arrived.put(_Failure(error))

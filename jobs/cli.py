@@ -41,6 +41,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
+Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders or globs; NAME=PATH names one.")]
+GivenInputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="The inputs that tokenize was given.")]
+Dataset = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")]
 Checkpoint = Annotated[
     str, typer.Option("--checkpoint", "-c", help="Codec: .safetensors, .pt or .pth, file or URL; or demo.")
 ]
@@ -74,9 +77,7 @@ Checksum = Annotated[
     "The same command again continues a run that was stopped."
 )
 def tokenize(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Files, folders or globs; NAME=PATH names one.")
-    ],
+    inputs: Inputs,
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of the token dataset.")],
     checkpoint: Checkpoint,
     model_config: ModelConfig = None,
@@ -98,8 +99,7 @@ def tokenize(
     ] = False,
 ) -> None:
     """Tokenize motion files into a verified token dataset."""
-    options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum) | {
-        "gate": gate,
+    options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum, gate) | {
         "run.deadline": f"'{deadline}'" if deadline else None,
         "run.max_runtime": f"'{max_runtime}'" if max_runtime else None,
         "run.restart": restart or None,
@@ -141,7 +141,7 @@ def export(
     "Exit code 1 and a list where anything is wrong."
 )
 def verify(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")],
+    output: Dataset,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(metavar="INPUT...", help="For --deep: the inputs that tokenize was given, in that order."),
@@ -205,7 +205,7 @@ def diff(
     "Without --yes nothing is deleted."
 )
 def clean(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")],
+    output: Dataset,
     keep: Annotated[int, typer.Option(min=1, help="Versions to keep, the current one included.")] = 3,
     yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
     settings: Settings = None,
@@ -226,7 +226,7 @@ def clean(
 )
 def replay(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of the token dataset.")],
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="The inputs that tokenize was given.")],
+    inputs: GivenInputs,
     checkpoint: Checkpoint,
     model_config: ModelConfig = None,
     preset: Preset = None,
@@ -242,7 +242,7 @@ def replay(
     gate: Gate = None,
 ) -> None:
     """Try quarantined clips again, after files were mended or could not be read, and leave the others as they are."""
-    options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum) | {"gate": gate}
+    options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum, gate)
     with reported():
         job = job_config(config, settings, options)
         request = tokenize_request(inputs, output, checkpoint, preset, model_config, job)
@@ -287,6 +287,7 @@ def tokenize_options(
     workers: int | None,
     local: bool,
     checksum: bool,
+    gate: str | None,
 ) -> dict[str, Any]:
     """Return configuration key -> value of the options that tokenize and replay share; None where not given."""
     return {
@@ -297,6 +298,7 @@ def tokenize_options(
         "run.workers": workers,
         "run.local": local or None,
         "input.checksum": checksum or None,
+        "gate": gate,
     }
 
 
@@ -370,9 +372,8 @@ def _plain(text: str) -> str:
 
 def main() -> None:
     """Entry point of the console script; a command that runs Ray gets a parent that outlives it."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: os._exit(EXIT_STOPPED)
-    )  # while no command has handlers: before, and at the end
+    # while no command has handlers, before and at the end
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_STOPPED))
     command = partial(app, prog_name="motion-tokens")
     if is_to_supervise(sys.argv[1:]):
         run_supervised(command)

@@ -14,6 +14,9 @@ from jobs.cli import (
     EXIT_WRONG_DATA,
     Checkpoint,
     ConfigFile,
+    Dataset,
+    GivenInputs,
+    Inputs,
     Local,
     ModelConfig,
     Preset,
@@ -34,9 +37,7 @@ from pipeline.errors import ConfigError
     "Without --fps every clip counts at its own rate. The numbers do not depend on the number of workers."
 )
 def stats(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Files, folders or globs; NAME=PATH names one.")
-    ],
+    inputs: Inputs,
     out: Annotated[str, typer.Option("--out", "-o", help="stats.json to write; a picture stands beside it.")],
     fps: Annotated[
         float | None, typer.Option(help="Rate of the codec to be: other clips are resampled or dropped as by tokenize.")
@@ -62,7 +63,7 @@ def stats(
     "Without inputs and codec nothing is decoded. tokenize writes the same report at its end."
 )
 def report(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")],
+    output: Dataset,
     inputs: Annotated[
         list[str] | None, typer.Argument(metavar="INPUT...", help="The inputs that tokenize was given, in that order.")
     ] = None,
@@ -95,8 +96,8 @@ def report(
     "Exit code 1 where more bits than --max-flip-rate depend on rounding."
 )
 def certify(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")],
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="The inputs that tokenize was given.")],
+    output: Dataset,
+    inputs: GivenInputs,
     checkpoint: Checkpoint,
     windows: Annotated[int, typer.Option(min=1, help="Windows to encode again.")] = 32,
     max_flip_rate: Annotated[float | None, typer.Option(help="Share of bits that may differ, such as 1e-5.")] = None,
@@ -124,7 +125,7 @@ def certify(
     " first that covers it; frames that none covers are NaN."
 )
 def decode(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")],
+    output: Dataset,
     clip: Annotated[list[str] | None, typer.Option("--clip", help="Id of a clip. Repeatable.")] = None,
     clips: Annotated[str | None, typer.Option("--clips", help="File with one clip id a line.")] = None,
     checkpoint: Annotated[
@@ -178,9 +179,7 @@ def inspect(
     "The same command again continues a training that was stopped; codec/codec.safetensors is the best codec so far."
 )
 def train(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Files, folders or globs; NAME=PATH names one.")
-    ],
+    inputs: Inputs,
     out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL: codec, checkpoint, curve, summary.")],
     stats: Annotated[
         str | None, typer.Option(help="stats.json to normalise with; default: measured on the clips to train on.")

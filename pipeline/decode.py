@@ -14,15 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
-from bitwise_vae.bits import unpack_bits
 from bitwise_vae.checkpoint import read_checkpoint
-from bitwise_vae.model import BitwiseVAE
 from pipeline.codec import Codec, open_codec, pick_device, require_same_codec
 from pipeline.dataset_rows import OpenDataset, packed_bits, windows_of_clip
 from pipeline.errors import CodecError, InputNotFoundError
+from pipeline.quality.decoding import decode_windows
 from pipeline.storage import parent_and_name
 
 BATCH_WINDOWS = 64
@@ -62,8 +60,7 @@ class ClipDecoder:
         require_same_codec(codec, dataset.manifest.contract, str(dataset.folder))
         self._dataset = dataset
         self._format = next(iter(dataset.manifest.shards))
-        self._device = pick_device()
-        self._model = read_checkpoint(codec.data, "codec.safetensors").to(self._device)
+        self._model = read_checkpoint(codec.data, "codec.safetensors").to(pick_device())
         self._shards: dict[int, pa.Table] = {}
 
     def decode(self, clip_id: str) -> DecodedClip:
@@ -98,8 +95,9 @@ class ClipDecoder:
 
     def _decoded(self, packed: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield batches: the first window's number, and `this` of each, (windows, window_frames, motion_dim)."""
+        num_frames = self._model.config.window_frames
         for first in range(0, len(packed), BATCH_WINDOWS):
-            yield first, motion_of_bits(self._model, packed[first : first + BATCH_WINDOWS])
+            yield first, decode_windows(self._model, packed[first : first + BATCH_WINDOWS])[:, num_frames:]
 
 
 def find_codec(dataset: OpenDataset) -> Codec:
@@ -126,19 +124,3 @@ def find_codec(dataset: OpenDataset) -> Codec:
         f"a dataset does not hold its codec, and it does not stand beside {dataset.folder}{others}: name it with"
         f" --checkpoint; its weights digest begins with {wanted.weights[:12]}, as motion-tokens inspect shows it"
     )
-
-
-def motion_of_bits(model: BitwiseVAE, packed: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the motion of `this` of each window: (windows, window_frames, motion_dim).
-
-    Args:
-        packed: (windows, 2, half_bytes), prev and this.
-    """
-    config = model.config
-    bits = unpack_bits(packed.reshape(len(packed), 2, config.num_tokens, config.code_dim // 8))
-    device = model.motion_mean.device
-    halves = torch.from_numpy(bits.astype(np.int32)).to(device)
-    with torch.inference_mode():
-        _, this = model.vqidx_to_motion(halves[:, 0], halves[:, 1])
-    decoded: NDArray[np.float32] = this.float().cpu().numpy()
-    return decoded

@@ -101,9 +101,8 @@ def judge(job: Job, plan: Plan) -> GateResult:
     sample = draw()
     if not len(sample):
         return not_run
-    device = pick_device()
-    model = read_checkpoint(job.codec.data, "codec.safetensors").to(device)
-    decoded = decode_sample(model, sample.bits, device)
+    model = read_checkpoint(job.codec.data, "codec.safetensors").to(pick_device())
+    decoded = decode_sample(model, sample.bits)
     figures = measure_sample(model, sample, decoded)
     found = {
         "digest": _digest_findings(model, recorded),

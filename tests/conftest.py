@@ -6,14 +6,6 @@ The environment is set before anything imports Ray.
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +15,16 @@ import pytest
 
 from pipeline.config import CodecSpec, CorpusSpec, WindowRule
 
+with pytest.MonkeyPatch.context() as beside:
+    beside.syspath_prepend(str(Path(__file__).parent / "faults"))
+    from s3_gateway import Gateway
+
 os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_AUTH_MODE="disabled",
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     OMP_NUM_THREADS="1",
 )
-
-S3_START_S = 30
-ACCESS_KEY, SECRET_KEY = "test-access", "test-secret-key"
 
 
 @pytest.fixture(scope="session")
@@ -87,12 +80,17 @@ def make_corpus() -> Callable[..., CorpusSpec]:
 class S3Server:
     """A running S3 server."""
 
-    endpoint: str
+    gateway: Gateway
+
+    @property
+    def endpoint(self) -> str:
+        """Its address."""
+        return self.gateway.endpoint
 
     @property
     def options(self) -> dict[str, Any]:
         """Options for fsspec."""
-        return {"key": ACCESS_KEY, "secret": SECRET_KEY, "client_kwargs": {"endpoint_url": self.endpoint}}
+        return self.gateway.options
 
     def url(self, path: str) -> str:
         """Return the URL of ``bucket/prefix``; the bucket is made if it is new."""
@@ -108,43 +106,15 @@ class S3Server:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Run an S3 server in a folder of its own; its address stands in the environment too."""
-    folder = tmp_path_factory.mktemp("s3")
-    program = shutil.which("juicefs", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if program is None:
-        pytest.fail("no juicefs program: install the extra motion-tokens[test]")
-    meta = f"sqlite3://{folder / 'meta.db'}"
-    subprocess.run(
-        [program, "format", "--storage", "file", "--bucket", f"{folder / 'data'}/", meta, "tests"],
-        check=True,
-        capture_output=True,
-    )
-    address = f"127.0.0.1:{_free_port()}"
-    environment = {
-        **os.environ,
-        "HOME": str(folder),
-        "MINIO_ROOT_USER": ACCESS_KEY,
-        "MINIO_ROOT_PASSWORD": SECRET_KEY,
-    }
-    command = [program, "gateway", "--multi-buckets", "--keep-etag", "--no-banner", "--no-usage-report"]
-    with (folder / "gateway.log").open("wb") as log:
-        server = subprocess.Popen(
-            [*command, "--cache-dir", str(folder / "cache"), meta, address],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    gateway = Gateway(tmp_path_factory.mktemp("s3") / "server")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name, value in gateway.environment.items():
+            patch.setenv(name, value)
         try:
-            _wait_for_s3(f"http://{address}", server, folder / "gateway.log")
-            yield S3Server(f"http://{address}")
+            gateway.start()
+            yield S3Server(gateway)
         finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+            gateway.kill()
 
 
 @pytest.fixture(scope="session")
@@ -155,26 +125,6 @@ def ray_local(s3: S3Server) -> Iterator[Any]:
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield ray
     ray.shutdown()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_for_s3(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + S3_START_S
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{endpoint}/minio/health/live", timeout=1)
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail(f"the S3 server does not answer at {endpoint}: {log.read_text(errors='replace')[-2000:]}")
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +150,7 @@ def write_clips() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights for 4 dims and windows of 5 frames."""
     import numpy as np
 
@@ -212,3 +162,25 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "codec.safetensors"
     write_checkpoint(random_checkpoint(config, np.zeros(4), np.ones(4), 0), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def write_job() -> Callable[[Path, int, int], Path]:
+    """Return a function that writes motion, one npz a clip, and a random codec for a job of some seconds.
+
+    It takes the folder, the number of clips and the depth of the codec.
+    """
+    import numpy as np
+
+    from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
+
+    def write(folder: Path, num_clips: int, depth: int) -> Path:
+        (folder / "motion").mkdir()
+        for n in range(num_clips):
+            motion = np.random.default_rng(n).normal(size=(1000, 106)).astype(np.float32)
+            np.savez(folder / "motion" / f"clip{n:02}.npz", motion=motion, fps=25)
+        config = BitwiseVAEConfig(hidden_dim=256, depth=depth)
+        write_checkpoint(random_checkpoint(config, np.zeros(106), np.ones(106), 0), folder / "codec.safetensors")
+        return folder
+
+    return write

@@ -48,26 +48,37 @@ class SampleFigures:
     groups: tuple[GroupFigures, ...]
 
 
-def decode_sample(
-    model: BitwiseVAE, bits: NDArray[np.uint8], device: torch.device, num_scales: int | None = None
-) -> Float32s:
+def decode_sample(model: BitwiseVAE, bits: NDArray[np.uint8], num_scales: int | None = None) -> Float32s:
     """Return the motion of both halves: packed bits (n, 2, half_bytes) -> (n, 2T, M).
 
     Args:
-        model: on that device.
+        model: where to decode.
         bits: as they are stored.
-        device: where to decode.
+        num_scales: the scales to use, coarse to fine; None: all.
+    """
+    config = model.config
+    decoded = np.zeros((len(bits), 2 * config.window_frames, config.motion_dim), np.float32)
+    for first in range(0, len(bits), DECODE_WINDOWS):
+        rows = slice(first, first + DECODE_WINDOWS)
+        decoded[rows] = decode_windows(model, bits[rows], num_scales)
+    return decoded
+
+
+def decode_windows(model: BitwiseVAE, bits: NDArray[np.uint8], num_scales: int | None = None) -> Float32s:
+    """Return the motion of both halves of one batch: packed bits (n, 2, half_bytes) -> (n, 2T, M).
+
+    Args:
+        model: where to decode.
+        bits: as they are stored.
         num_scales: the scales to use, coarse to fine; None: all.
     """
     config = model.config
     num_tokens = sum(config.patch_nums[:num_scales])
     indices = unpack_bits(bits.reshape(len(bits), 2, config.num_tokens, config.code_dim // 8))[:, :, :num_tokens]
-    decoded = np.zeros((len(bits), 2 * config.window_frames, config.motion_dim), np.float32)
     with torch.inference_mode():
-        for first in range(0, len(bits), DECODE_WINDOWS):
-            some = torch.from_numpy(indices[first : first + DECODE_WINDOWS]).to(device)
-            halves = [model.quantizer.quantized_from_bits(some[:, half]) for half in range(2)]
-            decoded[first : first + DECODE_WINDOWS] = model.decode_quantized(torch.cat(halves, dim=1)).cpu().numpy()
+        some = torch.from_numpy(indices).to(model.motion_mean.device)
+        halves = [model.quantizer.quantized_from_bits(some[:, half]) for half in range(2)]
+        decoded: Float32s = model.decode_quantized(torch.cat(halves, dim=1)).cpu().numpy()
     return decoded
 
 

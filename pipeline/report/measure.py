@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from bitwise_vae.checkpoint import read_checkpoint
@@ -132,15 +131,14 @@ def decode_and_certify(
     """
     if not len(sample):
         return None
-    device = pick_device()
-    model = read_checkpoint(codec, "codec.safetensors").to(device)
+    model = read_checkpoint(codec, "codec.safetensors").to(pick_device())
     if motion is None:
-        motion = decode_sample(model, sample.bits, device)
+        motion = decode_sample(model, sample.bits)
     figures = measure_sample(model, sample, motion)
     some = sample.head(SCALE_WINDOWS)
     patch_nums = model.config.patch_nums
     by_scales = tuple(
-        ("+".join(map(str, patch_nums[:count])), _figures_of_scales(model, some, device, count))
+        ("+".join(map(str, patch_nums[:count])), _figures_of_scales(model, some, count))
         for count in range(1, len(patch_nums) + 1)
     )
     certificate = certify_sample(codec, contract, sample.head(CERTIFIED_WINDOWS))
@@ -207,8 +205,8 @@ def _described(figures: SampleFigures) -> dict[str, Any]:
     }
 
 
-def _figures_of_scales(model: BitwiseVAE, some: WindowSample, device: torch.device, count: int) -> SampleFigures:
-    return measure_sample(model, some, decode_sample(model, some.bits, device, count))
+def _figures_of_scales(model: BitwiseVAE, some: WindowSample, count: int) -> SampleFigures:
+    return measure_sample(model, some, decode_sample(model, some.bits, count))
 
 
 def _clip_errors(model: BitwiseVAE, sample: WindowSample, motion: Float32s) -> tuple[ClipError, ...]:

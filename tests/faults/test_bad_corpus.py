@@ -73,9 +73,9 @@ def run(*args: object) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module", params=[name for name in bad_corpus.CORPORA if name != "exploding"])
-def tokenized(request, small_checkpoint, tmp_path_factory):
+def tokenized(request, tiny_codec, tmp_path_factory):
     """A corpus, the exit code of its job, and the output."""
-    return tokenize(request.param, small_checkpoint, tmp_path_factory.mktemp(request.param))
+    return tokenize(request.param, tiny_codec, tmp_path_factory.mktemp(request.param))
 
 
 def tokenize(name, codec, folder):
@@ -117,8 +117,8 @@ def test_every_good_clip_arrives(tokenized):
     assert code == 0, text
 
 
-def test_exploding_clips_are_dropped(small_checkpoint, tmp_path):
-    corpus, output = tokenize("exploding", small_checkpoint, tmp_path)
+def test_exploding_clips_are_dropped(tiny_codec, tmp_path):
+    corpus, output = tokenize("exploding", tiny_codec, tmp_path)
     check_reasons(corpus, output)
     check_good(corpus, output)
 
@@ -191,10 +191,10 @@ def make_all_bad(folder):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_folder_without_a_good_clip_is_refused(small_checkpoint, tmp_path, make, code, words):
+def test_a_folder_without_a_good_clip_is_refused(tiny_codec, tmp_path, make, code, words):
     (tmp_path / "motion").mkdir()
     make(tmp_path / "motion")
-    found = run("tokenize", tmp_path / "motion", tmp_path / "tokens", "-c", small_checkpoint, "--local")
+    found = run("tokenize", tmp_path / "motion", tmp_path / "tokens", "-c", tiny_codec, "--local")
     assert (found[0], words in found[1]) == (code, True), found[1]
     assert not (tmp_path / "tokens" / "dataset.json").exists()
 
@@ -211,11 +211,11 @@ def test_a_folder_without_a_good_clip_is_refused(small_checkpoint, tmp_path, mak
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_an_input_that_cannot_be_is_refused(small_checkpoint, tmp_path, monkeypatch, inputs, words):
+def test_an_input_that_cannot_be_is_refused(tiny_codec, tmp_path, monkeypatch, inputs, words):
     monkeypatch.chdir(tmp_path)
     Path("words.txt").write_text("words")
     Path("good.npz").write_bytes(bad_arrays.npz(motion=bad_arrays.motion(), fps=25))
     at = inputs.index("--set") if "--set" in inputs else len(inputs)
-    code, text = run("tokenize", *inputs[:at], "tokens", "-c", small_checkpoint, "--local", *inputs[at:])
+    code, text = run("tokenize", *inputs[:at], "tokens", "-c", tiny_codec, "--local", *inputs[at:])
     assert (code, words in text) == (2, True), text
     assert not Path("tokens").exists()

@@ -8,11 +8,9 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import psutil
 import pytest
 
-from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from pipeline.codec import open_codec
 from pipeline.config import Contract, Numerics, TokenSpec
 from pipeline.errors import OutputMismatchError
@@ -30,16 +28,9 @@ NUM_CLIPS = 24
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def corpus(tmp_path_factory, write_job):
     """Motion for a job of some ten seconds, one unit a clip."""
-    folder = tmp_path_factory.mktemp("faults")
-    (folder / "motion").mkdir()
-    for n in range(NUM_CLIPS):
-        motion = np.random.default_rng(n).normal(size=(1000, 106)).astype(np.float32)
-        np.savez(folder / "motion" / f"clip{n:02}.npz", motion=motion, fps=25)
-    config = BitwiseVAEConfig(hidden_dim=256, depth=3)
-    write_checkpoint(random_checkpoint(config, np.zeros(106), np.ones(106), 0), folder / "codec.safetensors")
-    return folder
+    return write_job(tmp_path_factory.mktemp("faults"), NUM_CLIPS, 3)
 
 
 def test_a_worker_of_other_numerics_refuses_by_name(corpus, tmp_path, make_corpus, ray_local):

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
 
 OWN_FOLDERS = ("_store", "runs", "report")
@@ -46,17 +45,6 @@ def command() -> Callable[..., Outcome]:
         return Outcome(result.exit_code, " ".join(result.output.split()))
 
     return run
-
-
-@pytest.fixture(scope="session")
-def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of 4 dims and windows of 5 frames."""
-    config = BitwiseVAEConfig(
-        motion_dim=4, code_dim=8, patch_nums=(1, 2, 5), hidden_dim=16, depth=1, num_heads=2, fps=25
-    )
-    path = tmp_path_factory.mktemp("tiny") / "codec.safetensors"
-    write_checkpoint(random_checkpoint(config, np.zeros(4), np.ones(4), 0), path)
-    return path
 
 
 def tiny_motion(seed: int, num_frames: int, dims: int = 4) -> np.ndarray:

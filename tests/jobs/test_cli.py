@@ -6,12 +6,10 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import jobs.dataset_commands
-from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app, job_config
 from pipeline.errors import ConfigError, IncompleteError
 
@@ -59,16 +57,9 @@ def test_messages_show_brackets_as_they_are(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def slow_job(tmp_path_factory):
+def slow_job(tmp_path_factory, write_job):
     """Motion for a job of some ten seconds."""
-    folder = tmp_path_factory.mktemp("slow")
-    (folder / "motion").mkdir()
-    for n in range(NUM_CLIPS):
-        motion = np.random.default_rng(n).normal(size=(1000, 106)).astype(np.float32)
-        np.savez(folder / "motion" / f"clip{n:02}.npz", motion=motion, fps=25)
-    config = BitwiseVAEConfig(hidden_dim=256, depth=7)
-    write_checkpoint(random_checkpoint(config, np.zeros(106), np.ones(106), 0), folder / "codec.safetensors")
-    return folder
+    return write_job(tmp_path_factory.mktemp("slow"), NUM_CLIPS, 7)
 
 
 @pytest.mark.parametrize("executor", ["local", "ray"])

@@ -9,11 +9,9 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import psutil
 import pytest
 
-from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.supervision import ECHO_S
 
 NUM_CLIPS = 12
@@ -161,16 +159,9 @@ def test_is_to_supervise_not_with_threads():
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def corpus(tmp_path_factory, write_job):
     """Motion for a job of some seconds, one unit a clip."""
-    folder = tmp_path_factory.mktemp("supervised")
-    (folder / "motion").mkdir()
-    for n in range(NUM_CLIPS):
-        motion = np.random.default_rng(n).normal(size=(1000, 106)).astype(np.float32)
-        np.savez(folder / "motion" / f"clip{n:02}.npz", motion=motion, fps=25)
-    config = BitwiseVAEConfig(hidden_dim=256, depth=3)
-    write_checkpoint(random_checkpoint(config, np.zeros(106), np.ones(106), 0), folder / "codec.safetensors")
-    return folder
+    return write_job(tmp_path_factory.mktemp("supervised"), NUM_CLIPS, 3)
 
 
 def tokenize_command(corpus, output, *options):

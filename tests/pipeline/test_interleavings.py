@@ -185,7 +185,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, write_clips, small_checkpoint):
+def place(tmp_path_factory, write_clips, tiny_codec):
     folder = tmp_path_factory.mktemp("interleavings")
     clips = {f"clip{n}": 6 + 4 * n for n in range(5)}
     write_clips(folder / "now", clips)
@@ -193,7 +193,7 @@ def place(tmp_path_factory, write_clips, small_checkpoint):
     write_clips(folder / "fewer", {"clip0": clips["clip0"], "clip9": 12})
     for path in folder.rglob("*.npz"):
         os.utime(path, ns=(10**18, 10**18))  # what did not change keeps its stamp
-    codec = open_codec(str(small_checkpoint))
+    codec = open_codec(str(tiny_codec))
     start = ThreadPoolExecutor.__init__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(request_module, "open_codec", lambda *_, **__: codec)
@@ -201,7 +201,7 @@ def place(tmp_path_factory, write_clips, small_checkpoint):
         patch.setattr(os, "fsync", lambda _: None)
         # one thread a pool: what a run does follows one order
         patch.setattr(ThreadPoolExecutor, "__init__", lambda pool, *_, **__: start(pool, 1))
-        yield Place(folder, small_checkpoint)
+        yield Place(folder, tiny_codec)
 
 
 class TwoRuns(RuleBasedStateMachine):

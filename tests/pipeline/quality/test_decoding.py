@@ -66,11 +66,11 @@ def test_decode_sample_is_the_model_s_own_decoding(model):
     packed = pack_bits(bits.numpy()).reshape(11, 2, 7)
     with torch.no_grad():
         wanted = torch.cat(model.vqidx_to_motion(bits[:, 0], bits[:, 1]), dim=1).numpy()
-    np.testing.assert_allclose(decode_sample(model, packed, torch.device("cpu")), wanted, atol=1e-5)
-    fewer = decode_sample(model, packed, torch.device("cpu"), num_scales=2)
+    np.testing.assert_allclose(decode_sample(model, packed), wanted, atol=1e-5)
+    fewer = decode_sample(model, packed, num_scales=2)
     other = packed.copy()
     other[:, :, 3:] ^= 255  # the last scale's bits
-    np.testing.assert_array_equal(decode_sample(model, other, torch.device("cpu"), num_scales=2), fewer)
+    np.testing.assert_array_equal(decode_sample(model, other, num_scales=2), fewer)
     assert np.abs(fewer - wanted).max() > 1e-3
 
 

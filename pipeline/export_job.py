@@ -115,11 +115,12 @@ def _claim(output: Folder, spec_id: str, folders: Sequence[Folder]) -> None:
         OutputMismatchError: something else stands there.
     """
     marker = canonical_json({"spec_id": spec_id, "sources": [str(folder) for folder in folders]}).encode()
+    names = output.list_names("")  # before the marker: an export that begins meanwhile writes it before other files
     try:
         standing = output.read(MARKER_PATH)
     except (FileNotFoundError, NotADirectoryError):
         read_manifest(output)  # says so where the output is no folder
-        others = sorted(name for name in output.list_names("") if not name.startswith("."))
+        others = sorted(name for name in names if not name.startswith("."))
         if "_store" in others:
             raise OutputMismatchError(
                 f"{output} has a token store of its own, in which others' tokens would not be: name another folder"

@@ -143,12 +143,13 @@ def _standing_contract(output: Folder, contract: Contract, config: JobConfig) ->
         OutputMismatchError: the output holds another dataset, or no dataset at all but other files.
     """
     manifest = read_manifest(output)
+    names = output.list_names("")  # before the contracts: a run that begins meanwhile writes its own before other files
     stores = [TokenStore.of(output, name).read_contract() for name in output.list_names("_store")]
     standing = [other for other in stores if other is not None]
     if not standing:
         if manifest is not None:
             raise OutputMismatchError(f"{output} holds an exported dataset without a token store: name another folder")
-        others = sorted(name for name in output.list_names("") if not name.startswith(".") and name not in OWN_NAMES)
+        others = sorted(name for name in names if not name.startswith(".") and name not in OWN_NAMES)
         if others:
             shown = ", ".join(others[:5])
             raise OutputMismatchError(

@@ -386,3 +386,17 @@ def test_a_run_that_publishes_over_another_is_mended(place, behind, num_more):
     late.kill()
     machine.dataset_is_whole()
     machine.teardown()
+
+
+@pytest.mark.parametrize("num_steps", range(1, 7))
+def test_a_run_that_looks_while_another_begins_is_not_refused(place, num_steps):
+    """It has looked so far, when the other one writes its contract and its first shards."""
+    machine = TwoRuns(place)
+    machine.start("now")
+    machine.start("now")
+    looks, begins = machine.runs.values()
+    looks.advance(num_steps)
+    begins.advance_to("webdataset/")
+    looks.advance(3)
+    machine.nobody_fails()
+    machine.teardown()

@@ -257,6 +257,12 @@ def configure_ray_data() -> None:
     context.wait_for_min_actors_s = ACTOR_START_LIMIT_S
     context.execution_options.preserve_order = False
     context.max_errored_blocks = -1  # a dead process loses its own row only; exceptions reach the driver by the hub
+    with suppress(ImportError):  # a part of Ray without promise
+        # Every 5 s Ray Data would send an account of all tasks so far to its statistics actor, which grows by that
+        # without end (tests/faults/soak.py). No setting turns it off; once, at the end, is enough.
+        from ray.data._internal.block_batching.iter_batches import BatchIterator
+
+        BatchIterator.UPDATE_METRICS_INTERVAL_S = float("inf")
 
 
 def rows_of(dataset: Any, column: str, on_tick: Callable[[], None]) -> Iterator[Any]:
@@ -265,8 +271,6 @@ def rows_of(dataset: Any, column: str, on_tick: Callable[[], None]) -> Iterator[
 
     def follow() -> None:
         try:
-            # iter_internal_ref_bundles would spare Ray's statistics actor a growing account of all tasks every few
-            # seconds, but its executor outlives a stop, and then ends this process from within
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for value in batch[column]:
                     arrived.put(value.as_py())

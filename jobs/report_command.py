@@ -16,7 +16,7 @@ from pipeline.dataset_rows import OpenDataset, open_dataset
 from pipeline.deep_verify import DeepRequest, prepare_deep
 from pipeline.gate import GateResult
 from pipeline.job_config import JobConfig
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, read_manifest
 from pipeline.quality.certificate import Certificate, certify_sample
 from pipeline.storage import Folder
 
@@ -50,13 +50,15 @@ def report_of_run(output: Folder, manifest: Manifest, gate: GateResult, console:
         manifest: what the run left.
     """
     try:
-        from pipeline.report.build import write_report
+        from pipeline.report.build import REPORT_FOLDER, STAGED_REPORT_FOLDER, write_report
 
-        dataset = open_dataset(output)
-        if dataset.manifest.version != manifest.version:
+        current = read_manifest(output)
+        is_current = current is not None and current.version == manifest.version
+        if not is_current and manifest.status != "staged":
             return  # another run has published meanwhile, and writes its own
+        dataset, place = open_dataset(output, manifest.version), REPORT_FOLDER if is_current else STAGED_REPORT_FOLDER
         sample = gate.sample if gate.sample is not None else gate.draw() if gate.draw else None
-        path = write_report(dataset, gate.codec, sample, gate.decoded)
+        path = write_report(dataset, gate.codec, sample, gate.decoded, place)
     except Exception as error:  # noqa: BLE001 - the run is done: nothing that a picture lacks may fail it
         finding = str(error).strip().splitlines() or [""]
         text = escape(f"{type(error).__name__}: {finding[0]}")

@@ -18,7 +18,7 @@ from jobs.session import open_session, stop_signals
 from pipeline.errors import GateFailedError, MotionTokensError
 from pipeline.execution import JobRecord
 from pipeline.job_config import RunConfig
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import Manifest, read_manifest, read_staged
 from pipeline.request import TokenizeRequest
 from pipeline.stopping import StopSwitch, stop_time
 from pipeline.storage import Folder, without_secrets
@@ -74,6 +74,6 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
 
 def _report_staged(output: Folder, record: JobRecord, run: RunConfig, console: Console) -> None:
     """Write the report of a dataset whose gate failed: it shows what is wrong."""
-    manifest = read_manifest(output)
+    manifest = read_staged(output) or read_manifest(output)
     if run.report and record.gate is not None and manifest is not None and manifest.status == "staged":
         report_of_run(output, manifest, record.gate, console)

@@ -21,7 +21,9 @@ from pipeline.report.page import report_page
 from pipeline.report.pictures import draw_pictures
 from pipeline.token_store import TokenStore
 
-REPORT_PATH = "report/report.html"
+REPORT_FOLDER = "report"
+STAGED_REPORT_FOLDER = "report/staged"
+"""Of a dataset that failed the gate beside a published one."""
 
 
 def sample_of_dataset(job: DeepJob, num_windows: int) -> WindowSample:
@@ -60,6 +62,7 @@ def write_report(
     codec: Codec | None = None,
     sample: WindowSample | None = None,
     motion: Float32s | None = None,
+    place: str = REPORT_FOLDER,
 ) -> str:
     """Write the report of a dataset and return where it stands, below the output.
 
@@ -67,6 +70,7 @@ def write_report(
         codec: what made the tokens, together with a sample; without them nothing is decoded.
         sample: windows with their source motion.
         motion: what they decode to, where that is known.
+        place: folder below the output; a report of the published dataset ends that of a staged one.
 
     Raises:
         VerifyError: a shard is missing or damaged.
@@ -77,12 +81,16 @@ def write_report(
     report = measure_report(dataset, decoded)
     pictures = draw_pictures(report)
     page = report_page(report, pictures)
+    if place == REPORT_FOLDER:
+        for name in dataset.folder.list_names(STAGED_REPORT_FOLDER):
+            dataset.folder.delete(f"{STAGED_REPORT_FOLDER}/{name}")
     for name, data in pictures.items():
-        dataset.folder.publish(f"report/{name}.png", data)
+        dataset.folder.publish(f"{place}/{name}.png", data)
     numbers = json.dumps(_finite(metrics(report)), indent=1, ensure_ascii=False, allow_nan=False)
-    dataset.folder.publish("report/metrics.json", f"{numbers}\n".encode("utf-8", "backslashreplace"))
-    dataset.folder.publish(REPORT_PATH, page.encode("utf-8", "backslashreplace"))
-    return REPORT_PATH
+    dataset.folder.publish(f"{place}/metrics.json", f"{numbers}\n".encode("utf-8", "backslashreplace"))
+    path = f"{place}/report.html"
+    dataset.folder.publish(path, page.encode("utf-8", "backslashreplace"))
+    return path
 
 
 def _finite(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 
 import numpy as np
@@ -138,6 +139,23 @@ def test_a_staged_dataset_has_a_report_too(command, finished, tmp_path):
     page = (tmp_path / "o" / "report" / "report.html").read_text()
     assert "staged" in page
     assert "the weights are untrained" in page
+
+
+def test_a_staged_increment_has_a_report_of_its_own(command, finished, tmp_path, quality_corpus):
+    source, output = tmp_path / "motion", tmp_path / "o"
+    shutil.copytree(finished / "motion", source)
+    sets = ("--set", "gate=enforce", "--set", "run.report=true", "--set", "units.files=4", "--local")
+    codec = finished / "good.safetensors"
+    assert command("tokenize", source, output, "-c", codec, *sets).code == 0
+    published = (output / "report" / "report.html").read_bytes()
+    for path in quality_corpus.write_corpus(tmp_path / "degrees", 20, (1, 1, 57.3, 57.3), first=20).iterdir():
+        shutil.copy(path, source)
+    outcome = command("tokenize", source, output, "-c", codec, *sets)
+    assert (outcome.code, "report/staged/report.html" in outcome.text.replace("\n", "")) == (1, True), outcome.text
+    assert (output / "report" / "report.html").read_bytes() == published
+    assert "The gate failed" in (output / "report" / "staged" / "report.html").read_text()
+    assert command("tokenize", source, output, "-c", codec, *sets, "--gate", "warn").code == 0
+    assert not (output / "report" / "staged" / "report.html").exists()
 
 
 def test_report_leaves_the_dataset_as_it_is(command, finished, tools):

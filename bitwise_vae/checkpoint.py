@@ -32,6 +32,7 @@ __all__ = [
     "checkpoint_bytes",
     "load_checkpoint",
     "pretrained_bytes",
+    "pretrained_path",
     "random_checkpoint",
     "read_checkpoint",
     "round_weights",
@@ -85,7 +86,12 @@ def pretrained_bytes(name: str) -> bytes:
     Args:
         name: a key of PRETRAINED.
     """
-    return (Path(__file__).parent / "pretrained" / PRETRAINED[name]).read_bytes()
+    return pretrained_path(name).read_bytes()
+
+
+def pretrained_path(name: str) -> Path:
+    """Returns where a checkpoint inside this package stands; `name` is a key of PRETRAINED."""
+    return Path(__file__).parent / "pretrained" / PRETRAINED[name]
 
 
 def read_checkpoint(

@@ -360,7 +360,7 @@ def reported() -> Iterator[None]:
 
 
 def _stopped(stopped: Stopped) -> typer.Exit:
-    errors.print(f"stopped by {stopped}: the same command continues where this one ended", highlight=False)
+    errors.print(f"stopped by {stopped}: run the same command again, what is committed stays", highlight=False)
     return typer.Exit(EXIT_STOPPED)
 
 

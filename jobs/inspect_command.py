@@ -53,7 +53,7 @@ def run_inspect(request: InspectRequest, config: JobConfig, console: Console) ->
         RequestError: nothing does, or nothing that is known; no such clip or window.
         VerifyError: a dataset or shard is damaged.
     """
-    found = recognise(request.path, config.run.storage_options)
+    found = _find(request.path, config)
     if found.kind not in WITH_WINDOWS and (request.clip is not None or request.window is not None):
         raise ConfigError(f"--clip and --window choose among windows of tokens: {found.place} is a {found.kind}")
     console.print(f"[bold]{found.kind}[/bold]  {escape(found.place)}", highlight=False, soft_wrap=True)
@@ -73,6 +73,18 @@ def run_inspect(request: InspectRequest, config: JobConfig, console: Console) ->
         print_motion(found, config, console)
     else:
         print_motion_folder(found, config, console)
+
+
+def _find(path: str, config: JobConfig) -> Found:
+    """Return what stands at a path, or else the shipped codec of that name."""
+    try:
+        return recognise(path, config.run.storage_options)
+    except InputNotFoundError:
+        from bitwise_vae.checkpoint import PRETRAINED, pretrained_path
+
+        if path not in PRETRAINED:
+            raise
+        return recognise(str(pretrained_path(path)))
 
 
 def _inspect_dataset(found: Found, request: InspectRequest, console: Console) -> None:

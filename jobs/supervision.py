@@ -33,7 +33,7 @@ STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 ECHO_S = 0.1
 """How much later than the parent a signal that was sent to both may reach the child."""
 
-CONTINUES = "the same command continues where this one ended"
+CONTINUES = "run the same command again, what is committed stays"
 _REPORT = 0  # stands before the exit code in the pipe: no signal has this number
 _PR_SET_PDEATHSIG = 1
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bitwise_vae.checkpoint import read_checkpoint
+from bitwise_vae.checkpoint import PRETRAINED, read_checkpoint
 from pipeline.codec import Codec, open_codec, pick_device, require_same_codec
 from pipeline.dataset_rows import OpenDataset, packed_bits, windows_of_clip
 from pipeline.errors import CodecError, InputNotFoundError
@@ -101,12 +101,16 @@ class ClipDecoder:
 
 
 def find_codec(dataset: OpenDataset) -> Codec:
-    """Return the codec of a dataset, where its .safetensors stands in or beside the dataset's folder.
+    """Return the codec of a dataset: a shipped one, or a .safetensors in or beside the dataset's folder.
 
     Raises:
         InputNotFoundError: it does not; the message says how to know it.
     """
     options, wanted = dataset.folder.options, dataset.manifest.contract.codec
+    for name in PRETRAINED:
+        codec = open_codec(name)
+        if codec.spec == wanted:
+            return codec
     tried: list[str] = []
     for folder in (dataset.folder, parent_and_name(dataset.folder.url, options)[0]):
         for name in folder.list_names(""):

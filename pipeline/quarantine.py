@@ -32,7 +32,8 @@ NEXT_STEP: dict[DropReason, str] = {
     DropReason.UNREADABLE: "the file or record cannot be decoded: restore it from its source",
     DropReason.TRUNCATED: "the file ends early: copy it again",
     DropReason.MISSING_FIELD: "name your fields with --set input.motion_field=NAME, input.clip_id_field or input.fps",
-    DropReason.WRONG_DIM: "select columns with --set input.columns=..., or use a codec of this dimension",
+    DropReason.WRONG_DIM: "select columns with --set input.columns=..., say the dims of flat lists with "
+    "--set input.motion_dim=NUMBER, or use a codec of this dimension",
     DropReason.WRONG_DTYPE: "store motion as float16, float32 or float64",
     DropReason.NON_FINITE: "the motion holds NaN or infinity: mend the tracker's output",
     DropReason.EXPLODING: "values far outside the codec's statistics: mend the tracker's output, or check the units "

@@ -135,6 +135,16 @@ def test_decode_finds_the_codec_beside_the_dataset(command, tools, tiny_codec, t
     assert command("decode", tmp_path / "o", "--clip", "m", "--out", tmp_path / "x.npz").code == 0
 
 
+def test_decode_knows_the_shipped_codec(command, shared_data, tmp_path):
+    sets = ("--set", "input.resample=linear", "--set", "gate=off", "--local")
+    assert command("tokenize", shared_data / "flame106", tmp_path / "o", "-c", "demo", *sets).code == 0
+    clip_id = "beat2_scott__2_scott_0_1_1"
+    outcome = command("decode", tmp_path / "o", "--clip", clip_id, "--out", tmp_path / "clip.npz")
+    assert outcome.code == 0, outcome.text
+    with np.load(tmp_path / "clip.npz") as decoded:
+        assert decoded["motion"].shape == (1588, 106)
+
+
 @pytest.mark.parametrize(
     ("seed", "mean", "patch_nums", "field"),
     [(1, 0.0, (1, 2, 5), "codec.weights"), (0, 0.5, (1, 2, 5), "codec.statistics"), (0, 0.0, (1, 3, 5), "patch_nums")],

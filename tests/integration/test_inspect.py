@@ -110,6 +110,15 @@ def test_inspect_checkpoint_shows_its_record_and_other_metadata(command, tiny_co
         assert word in outcome.text
 
 
+def test_inspect_names_the_shipped_codec_unless_something_stands_there(command, tmp_path, monkeypatch):
+    outcome = command("inspect", "demo")
+    assert (outcome.code, "demo_flame106.safetensors" in outcome.text.replace("\n", "")) == (0, True), outcome.text
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "clip.npy").write_bytes(b"")
+    assert "folder of motion" in command("inspect", "demo").text
+
+
 def test_inspect_motion_files(command, tiny_corpus, shared_data):
     parquet = command("inspect", tiny_corpus / "a.parquet")
     assert parquet.code == 0, parquet.text

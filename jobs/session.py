@@ -42,6 +42,7 @@ RAY_ENVIRONMENT = {
     "RAY_task_events_report_interval_ms": "0",  # else the GCS keeps the last 100,000 tasks and calls
     # else reading runs ahead of the tokenizers until half of the object store is full
     "RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # after 1 s, else: a new worker takes seconds to start
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that outlives a stopped job starts another Ray
 }
 """What a person set stays."""

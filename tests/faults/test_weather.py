@@ -176,12 +176,7 @@ def test_s3_requests_have_deadlines_that_the_user_can_set(s3):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, s3):
     """Many small clips on S3, one unit each, and a checkpoint on disk."""
-    folder = Folder(s3.url("weather/motion"), s3.options)
-    for n in range(NUM_CLIPS):
-        sink = io.BytesIO()
-        steps = np.random.default_rng(n).normal(size=(12 + n % 7, 4))
-        np.savez(sink, motion=np.cumsum(steps, axis=0).astype(np.float32) / 3, fps=25.0)
-        folder.publish(f"clip{n:03}.npz", sink.getvalue())
+    write_motion(s3, "weather/motion", NUM_CLIPS)
     config = BitwiseVAEConfig(
         motion_dim=4, code_dim=8, patch_nums=(1, 2, 5), hidden_dim=16, depth=1, num_heads=2, fps=25
     )
@@ -190,14 +185,23 @@ def corpus(tmp_path_factory, s3):
     return checkpoint
 
 
-def run(s3, endpoint, checkpoint, output):
+def write_motion(s3, place, num_clips):
+    folder = Folder(s3.url(place), s3.options)
+    for n in range(num_clips):
+        sink = io.BytesIO()
+        steps = np.random.default_rng(n).normal(size=(12 + n % 7, 4))
+        np.savez(sink, motion=np.cumsum(steps, axis=0).astype(np.float32) / 3, fps=25.0)
+        folder.publish(f"clip{n:03}.npz", sink.getvalue())
+
+
+def run(s3, endpoint, checkpoint, output, motion="weather/motion", how=("--local",)):
     """Tokenize and verify through an address; return seconds and the promised files."""
     options = f"run.storage_options={json.dumps({'endpoint_url': endpoint})}"
     sets = ["--set", "units.files=1", "--set", "export.windows_per_shard=40", "--set", options]
     sets += ["--set", "gate=off", "--set", "run.report=false"]
     began_s = time.monotonic()
-    motion, tokens = s3.url("weather/motion"), s3.url(output)
-    result = CliRunner().invoke(app, ["tokenize", motion, tokens, "-c", str(checkpoint), *sets, "--local"])
+    tokens = s3.url(output)
+    result = CliRunner().invoke(app, ["tokenize", s3.url(motion), tokens, "-c", str(checkpoint), *sets, *how])
     assert result.exit_code == 0, result.output
     seconds = time.monotonic() - began_s
     verified = CliRunner().invoke(app, ["verify", tokens, "--set", options])
@@ -219,3 +223,19 @@ def test_tokenize_in_bad_weather_gives_the_same_bytes(s3, corpus, record_propert
         assert counts.get(fault, 0) > 0, counts
     record_property("weather", {**counts, "calm_s": calm_s, "proxy_s": proxy_s, "rough_s": rough_s})
     print(f"bad weather: {rough_s:.1f} s, calm {calm_s:.1f} s, proxy alone {proxy_s:.1f} s; {counts}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("how", [("--local",), ("--workers", "2")], ids=["local", "ray"])
+def test_how_much_bad_weather_slows_a_job_down(s3, corpus, ray_local, monkeypatch, capsys, how):
+    monkeypatch.setattr("pipeline.plan.RUN_BYTES", 1)  # a task a unit, so that Ray has work to do side by side
+    write_motion(s3, "weather/many", 90)
+    outputs = [f"weather/{how[0]}-{weather}" for weather in ("calm", "rough")]
+    calm_s, expected = run(s3, s3.endpoint, corpus, outputs[0], "weather/many", how)
+    with running(WeatherProxy(s3.endpoint, Weather(), SEED)) as proxy:
+        rough_s, files = run(s3, proxy.endpoint, corpus, outputs[1], "weather/many", how)
+        counts = dict(proxy.counts)
+    assert files == expected
+    with capsys.disabled():
+        print(f"\nbad weather, {' '.join(how)}: {rough_s:.1f} s, calm {calm_s:.1f} s; {counts}")

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-PRETRAINED = {"demo": "demo_flame106.safetensors"}
+PRETRAINED = {"demo": "demo_flame106.safetensors", "demo-arkit": "demo_arkit61.safetensors"}
 """Checkpoints inside this package, each with a card beside it, by the name that stands for a path."""
 
 RANDOM_GAINS = {"to_qkv": 2.0, "code_mapping": 0.03, "out_mapping": 0.3}

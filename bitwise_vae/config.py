@@ -34,6 +34,13 @@ FLAME_GROUPS = (
     MotionGroup("jaw_pose", 103, 106, "rad"),
 )
 
+ARKIT_GROUPS = (
+    MotionGroup("blend_shapes", 0, 52, ""),
+    MotionGroup("head_pose", 52, 55, "rad"),
+    MotionGroup("eyes", 55, 61, "rad"),
+)
+"""52 blend shapes as Live Link Face orders them, then yaw, pitch and roll of head, left eye and right eye."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "artalk": {
         "num_heads": 8,

@@ -45,7 +45,7 @@ Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, fo
 GivenInputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="The inputs that tokenize was given.")]
 Dataset = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")]
 Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", "-c", help="Codec: .safetensors, .pt or .pth, file or URL; or demo.")
+    str, typer.Option("--checkpoint", "-c", help="Codec: .safetensors, .pt or .pth, file or URL; demo or demo-arkit.")
 ]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="run.yaml; options on the command line win over it.")]
 Settings = Annotated[

@@ -1,23 +1,19 @@
-"""Makes the demonstration codec: procedural talking faces and one recorded take, this project's own trainer, figures.
+"""Makes a demonstration codec: a motion space's corpus, this project's own trainer, figures.
 
-A program of its own (`python -m jobs.train_demo`), so that it runs on a bare GPU host: it needs torch, numpy and
-safetensors. It writes the codec, demo.json with every figure of the model card, and the curve.
+A program of its own (`python -m jobs.train_demo --space flame`), so that it runs on a bare GPU host: it needs torch,
+numpy and safetensors. It writes the codec, demo.json with every figure of the model card, and the curve.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from bitwise_vae.checkpoint import checkpoint_bytes, read_checkpoint, round_weights, weights_digest
@@ -25,26 +21,15 @@ from bitwise_vae.config import BitwiseVAEConfig
 from bitwise_vae.evaluation import Evaluation, evaluate_clips
 from bitwise_vae.metrics import ErrorFigures, ReconstructionError
 from bitwise_vae.model import BitwiseVAE
-from bitwise_vae.motion_clips import MotionClips, MotionStatistics
+from bitwise_vae.motion_clips import MotionStatistics
 from bitwise_vae.training import CurvePoint, Trainer, TrainingDivergedError, TrainingEvents, train
 from bitwise_vae.training_task import TrainingSettings, TrainingTask
 from bitwise_vae.window_bank import WindowBank
-from jobs.procedural_motion import FPS, speech_motion
+from jobs.demo_corpus import SPACES, Corpus, make_corpus, read_takes
+from jobs.speaker_timeline import FPS
 from jobs.transform_baseline import TransformBaseline, fit_baseline
-from pipeline.storage import Folder, read_bytes
+from pipeline.storage import Folder
 
-Motion = npt.NDArray[np.float32]
-
-CLIP_FRAMES, HELD_OUT_FRAMES, NUM_HELD_OUT = 1500, 500, 100
-FIRST_SEEDS = {"training": 1_000_000, "validation": 2_000_000, "test": 3_000_000}
-"""Speakers: none of them talks in `motion-tokens demo`, whose seeds are small."""
-
-REAL_SHARE, REAL_TRAINING_SHARE, REAL_GAP_FRAMES = 0.05, 0.8, 25
-REAL_SPEEDS, REAL_SIZES = (0.8, 1.25), (0.8, 1.2)
-"""The recorded take's first part is repeated, faster or slower, larger or smaller, until it has its share."""
-
-SMALL = BitwiseVAEConfig(hidden_dim=144, depth=4, num_heads=6, fps=FPS)
-FULL = BitwiseVAEConfig(hidden_dim=512, depth=6, num_heads=8, fps=FPS)
 SMALL_SETTINGS = TrainingSettings(
     batch_size=256, learning_rate=1e-3, warmup_steps=1000, validate_every=1000, log_every=250, precision="bfloat16"
 )
@@ -56,25 +41,18 @@ BASELINE_BLOCKS = {1: 100_000, 100: 3000}
 """Frames of a block -> blocks that a baseline is fitted to."""
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """What is trained on, what chooses the best, and what only the figures see."""
-
-    training: MotionClips
-    validation: MotionClips
-    test: dict[str, MotionClips]
-
-
 def main() -> None:
     """Parses options and runs everything."""
     options = _options()
     begin = time.perf_counter()
-    corpus = make_corpus(options.hours, options.workers, options.real)  # before CUDA starts: it forks
+    space = SPACES[options.space]
+    takes = read_takes(options.real, space)
+    corpus = make_corpus(space, options.hours, options.workers, takes)  # before CUDA starts: it forks
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     statistics = corpus.training.statistics()
     _tell(f"{corpus.training.num_frames / FPS / 3600:.2f} h to train on, {time.perf_counter() - begin:.0f} s")
 
-    config = FULL if options.full_size else SMALL
+    config = space.full if options.full_size else space.small
     settings = _settings(options, device)
     if options.steps is None:
         task = TrainingTask(config, statistics, corpus.training, corpus.validation, settings)
@@ -91,14 +69,15 @@ def main() -> None:
     figures = {name: evaluate_clips(model, clips, device) for name, clips in corpus.test.items()}
     record = figures["procedural"].record(model)
     data = checkpoint_bytes(model, record, torch.float32 if options.full_size else torch.float16)
-    codec = options.codec or options.out / "demo_flame106.safetensors"
+    codec = options.codec or options.out / space.codec_name
     _publish(codec, data)
     read = read_checkpoint(data, codec.name)
     report = {
         "settings": asdict(settings),
         "config": config.to_dict(),
         "hours": options.hours,
-        "real": str(options.real.name) if options.real else None,
+        "space": options.space,
+        "real": [take.name for take in takes],
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "training_seconds": seconds,
@@ -110,36 +89,6 @@ def main() -> None:
     }
     _publish(options.out / "demo.json", (json.dumps(report, indent=1) + "\n").encode())
     _tell(summary(report))
-
-
-def make_corpus(hours: float, num_workers: int, real: Path | None) -> Corpus:
-    """Generates clips of many speakers, in parallel, and adds the recorded take's parts.
-
-    Args:
-        hours: of procedural motion to train on.
-        num_workers: processes.
-        real: an npz with `motion` (frames, 106) and `fps`; None: procedural motion alone.
-    """
-    num_clips = max(2, round(hours * 3600 * FPS / CLIP_FRAMES))
-    with ProcessPoolExecutor(num_workers) as pool:
-        training = _speakers(pool, "training", num_clips, CLIP_FRAMES)
-        validation = _speakers(pool, "validation", NUM_HELD_OUT, HELD_OUT_FRAMES)
-        test = {"procedural": MotionClips.of(_speakers(pool, "test", NUM_HELD_OUT, HELD_OUT_FRAMES))}
-    if real is not None:
-        recorded = at_fps(*_read_npz(real), FPS)
-        split = int(len(recorded) * REAL_TRAINING_SHARE)
-        copies = max(1, round(REAL_SHARE * num_clips * CLIP_FRAMES / split))
-        training += _variations(recorded[:split], copies)
-        test["real"] = MotionClips.of([("recorded-end", recorded[split + REAL_GAP_FRAMES :])])
-    return Corpus(MotionClips.of(training), MotionClips.of(validation), test)
-
-
-def at_fps(motion: Motion, fps_in: float, fps_out: float) -> Motion:
-    """Resamples (frames, M) linearly in time, as the pipeline does."""
-    num_frames = int((len(motion) - 1) * fps_out / fps_in) + 1
-    times = np.arange(num_frames) * fps_in / fps_out
-    columns = [np.interp(times, np.arange(len(motion)), column) for column in motion.T.astype(np.float64)]
-    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def seconds_a_step(task: TrainingTask, device: torch.device, is_compiled: bool) -> float:
@@ -202,7 +151,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for codec, demo.json and train.jsonl")
     parser.add_argument("--codec", type=Path, help="another place for the codec")
-    parser.add_argument("--real", type=Path, help="npz of the recorded take (motion, fps)")
+    parser.add_argument("--space", choices=SPACES, default="flame", help="kind of motion")
+    parser.add_argument("--real", type=Path, nargs="+", default=[], help="npz of recorded takes, or folders of such")
     parser.add_argument("--hours", type=float, default=24.0, help="procedural motion to train on")
     parser.add_argument("--minutes", type=float, default=5.0, help="becomes a number of steps by measured speed")
     parser.add_argument("--steps", type=int, help="so many instead")
@@ -266,30 +216,6 @@ def _trainer(task: TrainingTask, device: torch.device, is_compiled: bool) -> Tra
             _tell(f"not compiled: {type(error).__name__}: {str(error)[:300]}")
             trainer = Trainer(task, device)
     return trainer
-
-
-def _speakers(pool: ProcessPoolExecutor, part: str, num_clips: int, num_frames: int) -> list[tuple[str, Motion]]:
-    seeds = range(FIRST_SEEDS[part], FIRST_SEEDS[part] + num_clips)
-    motions = pool.map(partial(speech_motion, num_frames), seeds, chunksize=16)
-    return [(f"{part}-{seed}", motion) for seed, motion in zip(seeds, motions, strict=True)]
-
-
-def _variations(recorded: Motion, num_copies: int) -> list[tuple[str, Motion]]:
-    """The take as it is, then at other speeds and sizes about its mean."""
-    rng = np.random.Generator(np.random.PCG64(num_copies))
-    mean = recorded.mean(axis=0)
-    clips = [("recorded-0", recorded)]
-    for index in range(1, num_copies):
-        speed, size = rng.uniform(*REAL_SPEEDS), rng.uniform(*REAL_SIZES)
-        clips.append(
-            (f"recorded-{index}", (mean + size * (at_fps(recorded, FPS * speed, FPS) - mean)).astype(np.float32))
-        )
-    return clips
-
-
-def _read_npz(path: Path) -> tuple[Motion, float]:
-    with np.load(io.BytesIO(read_bytes(str(path))), allow_pickle=False) as content:
-        return content["motion"].astype(np.float32), float(content["fps"])
 
 
 def _baselines(

@@ -56,7 +56,7 @@ def open_codec(
     """Read a checkpoint from disk or object storage.
 
     Args:
-        checkpoint: path or URL of a .pt, .pth or .safetensors file; or `demo`, the codec inside this package.
+        checkpoint: path or URL of a .pt, .pth or .safetensors file; or a name in PRETRAINED.
         preset: name of a preset that says what shapes cannot.
         model_config: path or URL of a JSON configuration, ours or the original's; wins over the preset.
         options: fsspec options.

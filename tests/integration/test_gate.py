@@ -213,6 +213,17 @@ def test_gate_refuses_other_words(command, motion, codecs, tmp_path):
     assert (outcome.code, "enforce" in outcome.text) == (2, True)
 
 
+def test_the_shipped_arkit_codec_passes_its_own_gate_on_real_takes(command, shared_data, tmp_path):
+    sets = ("--set", "input.motion_field=values", "--set", "input.resample=linear", "--gate", "enforce")
+    takes = shared_data / "arkit_iphone"
+    outcome = command("tokenize", takes, tmp_path / "tokens", "-c", "demo-arkit", *sets, "--local")
+    assert outcome.code == 0, outcome.text
+    found = manifest_of(tmp_path / "tokens")
+    assert (found["status"], found["gate"]["outcome"], found["counts"]["clips"]) == ("complete", "passed", 11)
+    record = json.loads(next((tmp_path / "tokens").glob("runs/*/run.json")).read_text())
+    assert record["gate"]["fraction_of_mean"] < 0.4
+
+
 def test_the_shipped_codec_passes_its_own_gate_on_a_real_take(command, shared_data, tmp_path):
     take = shared_data / "flame106"
     sets = ("--set", "input.resample=linear", "--gate", "enforce")

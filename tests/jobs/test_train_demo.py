@@ -1,8 +1,9 @@
-"""The program that made the demonstration codec, at toy size: its corpus, its files, a run from end to end."""
+"""The program that made the demonstration codecs, at toy size: its files, a run from end to end in each space."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +13,27 @@ import pytest
 import torch
 
 from bitwise_vae import load_checkpoint, record_from_bytes, sample_digest, weights_digest
-from jobs import train_demo
+from bitwise_vae.config import ARKIT_GROUPS
+from jobs import demo_corpus, train_demo
+from jobs.demo_corpus import SPACES
 from jobs.procedural_motion import speech_motion
-from jobs.train_demo import at_fps, make_corpus
+from pipeline.errors import InputFormatError
 
-TOY = replace(train_demo.SMALL, hidden_dim=12, depth=1)
+
+def toy(space: demo_corpus.Space) -> demo_corpus.Space:
+    config = replace(space.small, hidden_dim=12, depth=1)
+    return replace(space, small=config, full=config)
+
+
+TOYS = {name: toy(space) for name, space in SPACES.items()}
 
 
 @pytest.fixture(autouse=True)
 def _toy_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_demo, "NUM_HELD_OUT", 2)
+    monkeypatch.setattr(demo_corpus, "NUM_HELD_OUT", 2)
     monkeypatch.setattr(train_demo, "BASELINE_BLOCKS", {1: 500, 100: 20})
     monkeypatch.setattr(train_demo, "CALIBRATION_STEPS", (1, 1))
-    monkeypatch.setattr(train_demo, "SMALL", TOY)
-    monkeypatch.setattr(train_demo, "FULL", TOY)
+    monkeypatch.setattr(train_demo, "SPACES", TOYS)
 
 
 @pytest.fixture
@@ -49,7 +57,7 @@ def test_train_demo_writes_codec_figures_and_curve(
     data = (out / "demo_flame106.safetensors").read_bytes()
     model, record = load_checkpoint(data), record_from_bytes(data, "codec")
     report = json.loads((out / "demo.json").read_text())
-    assert model.config == TOY
+    assert model.config == TOYS["flame"].small
     assert record is not None
     assert record.sample_digest == sample_digest(model)
     assert record.fraction_of_mean == report["codec"]["procedural"]["fraction_of_mean"]
@@ -61,6 +69,7 @@ def test_train_demo_writes_codec_figures_and_curve(
     assert set(rates) == {"PCA of frames", "PCA of frames and time (100 frames)"}
     assert max(rates.values()) <= 1448
     assert set(report["codec"]) == {"procedural", "real"}
+    assert (report["space"], report["real"]) == ("flame", ["take"])
     steps = [json.loads(line)["step"] for line in (out / "train.jsonl").read_text().splitlines()]
     assert steps == [3]
     assert "bits/s" in capsys.readouterr().out
@@ -78,17 +87,35 @@ def test_train_demo_full_size_keeps_float32_and_chooses_steps_by_time(
     assert not all(torch.equal(weight, weight.half().float()) for weight in parameters)
 
 
-def test_make_corpus_keeps_the_end_of_the_take_and_its_speakers_apart(take: Path) -> None:
-    corpus = make_corpus(0.03, 1, take)
-    recorded = at_fps(speech_motion(1200, 5, 30.0), 30.0, 25.0)
-    split = int(0.8 * len(recorded))
-    np.testing.assert_allclose(corpus.test["real"].frames, recorded[split + 25 :], atol=1e-6)
-    names = [set(clips.clip_ids) for clips in (corpus.training, corpus.validation, *corpus.test.values())]
-    assert sum(map(len, names)) == len(set().union(*names))
-    assert "recorded-0" in names[0]
-    np.testing.assert_array_equal(corpus.training.clip(0), speech_motion(1500, 1_000_000))
+def test_train_demo_measures_all_arkit_takes_of_a_folder_and_learns_from_none(
+    monkeypatch: pytest.MonkeyPatch, shared_data: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "takes", tmp_path / "out"
+    folder.mkdir()
+    names = ["Happy_default_anim", "MySlate_164_iPhone_cal"]
+    for name in names:
+        shutil.copy(shared_data / "arkit_iphone" / f"{name}.npz", folder)
+    run(monkeypatch, "--space", "arkit", "--out", out, "--real", folder, "--steps", 2)
+    data = (out / "demo_arkit61.safetensors").read_bytes()
+    model = load_checkpoint(data)
+    report = json.loads((out / "demo.json").read_text())
+    assert model.config == TOYS["arkit"].small
+    assert (model.config.motion_dim, model.config.motion_groups, model.config.fps) == (61, ARKIT_GROUPS, 25)
+    assert (report["space"], report["real"]) == ("arkit", names)
+    parts = {"procedural", "real", *(f"real: {name}" for name in names)}
+    assert set(report["codec"]) == parts
+    assert all(parts <= set(found) for found in report["baselines"].values())
+    frames = {part: found["num_frames"] for part, found in report["codec"].items()}
+    assert frames["real"] == sum(frames[f"real: {name}"] for name in names) > 1500
+    assert [group["name"] for group in report["codec"]["real"]["groups"]] == ["blend_shapes", "head_pose", "eyes"]
+
+    run(monkeypatch, "--space", "arkit", "--out", tmp_path / "alone", "--steps", 2)
+    alone = json.loads((tmp_path / "alone" / "demo.json").read_text())
+    assert alone["weights_digest"] == report["weights_digest"]
+    assert set(alone["codec"]) == {"procedural"}
 
 
-def test_at_fps_is_linear_in_time() -> None:
-    ramp = np.arange(61, dtype=np.float32)[:, None] / 30
-    np.testing.assert_allclose(at_fps(ramp, 30.0, 25.0)[:, 0], np.arange(51) / 25, atol=1e-6)
+def test_train_demo_refuses_takes_of_another_space(monkeypatch: pytest.MonkeyPatch, take: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputFormatError, match="--space"):
+        run(monkeypatch, "--space", "arkit", "--out", tmp_path / "out", "--real", take, "--steps", 2)
+    assert not (tmp_path / "out").exists()

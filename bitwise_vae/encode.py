@@ -6,10 +6,12 @@ same operations on one thread or stream, so that a window's bits depend on nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Barrier
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitwise_vae.bits import pack_bits_torch
-from bitwise_vae.latent_network import LatentNetwork
+from bitwise_vae.bits import pack_bits_torch, unpack_bits_torch
+from bitwise_vae.latent_network import LatentNetwork, PrevNetwork
 from bitwise_vae.model import BitwiseVAE
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -26,8 +28,22 @@ CPU_BATCH_WINDOWS = 4
 """Windows that pass through the network together on a CPU: few, so that activations stay in its caches."""
 
 Int64s = NDArray[np.int64]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 WindowSource = Callable[[int, int], Tensor]
 """(first, last) -> windows first to last, (last - first, 2T, M) float32 on the device."""
+
+
+@dataclass(frozen=True)
+class EncodedWindows:
+    """What `encode_more` gives; what was not asked for is None."""
+
+    bits: NDArray[np.uint8]
+    """(N, 2, num_tokens, code_dim // 8): packed bits of prev and this, those of `encode`."""
+    this_latent: NDArray[np.float16] | None
+    """(N, T, C): the latent that `this` was quantized from, rounded to float16."""
+    decoded_prev_bits: NDArray[np.uint8] | None
+    """(N, num_tokens, code_dim // 8): packed bits of `this` behind a decoded `prev`."""
 
 
 class WindowEncoder:
@@ -97,16 +113,78 @@ class WindowEncoder:
             torch.OutOfMemoryError: the device cannot hold one batch; motion that does not fit beside it stays
                 where it is, and its windows are cut there.
         """
-        if motion.ndim != 2 or motion.shape[1] != self.config.motion_dim or motion.dtype != torch.float32:
-            raise ValueError(
-                f"wanted float32 motion (frames, {self.config.motion_dim}), found {motion.dtype} {tuple(motion.shape)}"
-            )
+        self._check_motion(motion)
         spans = _checked_spans(clip_begin, clip_end, start_frame, len(motion))
         try:
             return self._packed(len(spans), self._cut_from(motion.to(self.device), spans.to(self.device)))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return self._packed(len(spans), self._cut_from(motion, spans))
+
+    def decoder_of(self, model: BitwiseVAE) -> PrevNetwork:
+        """Copies a model's decoder to this encoder's device and precision, for `encode_more`."""
+        return PrevNetwork(model, PRECISIONS[self.precision], self.device)
+
+    def encode_more(
+        self,
+        motion: Tensor,
+        clip_begin: Int64s,
+        clip_end: Int64s,
+        start_frame: Int64s,
+        *,
+        latent: bool,
+        decoder: PrevNetwork | None,
+    ) -> EncodedWindows:
+        """Encodes windows as `encode` does, and keeps more of each: its latent, and its bits behind a decoded `prev`.
+
+        The latter is what generation meets: there `prev` is motion that was decoded from bits. The bits of `prev` are
+        decoded, frames of `prev` outside the clip become the zeros again that they were, and the window is encoded
+        once more. So where `prev` has no real frame, the bits are those of `encode`.
+
+        Args:
+            motion: as for `encode`, as are clip_begin, clip_end and start_frame.
+            latent: whether the latent is wanted.
+            decoder: from `decoder_of`; None: no bits behind a decoded `prev`.
+
+        Raises:
+            ValueError, torch.OutOfMemoryError: as for `encode`.
+        """
+        self._check_motion(motion)
+        spans = _checked_spans(clip_begin, clip_end, start_frame, len(motion))
+        try:
+            return self._encoded(motion.to(self.device), spans.to(self.device), latent, decoder)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return self._encoded(motion, spans, latent, decoder)
+
+    def _encoded(
+        self, motion: Tensor, spans: Tensor, wants_latent: bool, decoder: PrevNetwork | None
+    ) -> EncodedWindows:
+        config, split = self.config, self.config.window_frames
+        half = (config.num_tokens, config.code_dim // 8)
+        bits = torch.empty(len(spans), 2, *half, dtype=torch.uint8, device=self.device)
+        decoded_bits = torch.empty(len(spans), *half, dtype=torch.uint8, device=self.device)
+        latents = torch.empty(len(spans), split, config.code_dim, dtype=torch.float16, device=self.device)
+        cut = self._cut_from(motion, spans)
+
+        def encode_batch(first: int, last: int) -> None:
+            windows = self._filled(cut(first, last))
+            latent = self._network.latent(windows)
+            packed = self._packed_bits(latent)
+            bits[first:last] = packed[: last - first]
+            if wants_latent:
+                latents[first:last] = _rounded(latent[: last - first, split:])
+            if decoder is not None:
+                is_real = self._filled(_is_real_prev(spans[first:last].to(self.device), split))
+                behind = self._behind_decoded(decoder, windows, packed[:, 0], is_real)
+                decoded_bits[first:last] = behind[: last - first]
+
+        self._for_each_batch(len(spans), encode_batch)
+        return EncodedWindows(
+            bits.cpu().numpy(),
+            latents.cpu().numpy() if wants_latent else None,
+            decoded_bits.cpu().numpy() if decoder is not None else None,
+        )
 
     def _cut_from(self, motion: Tensor, spans: Tensor) -> WindowSource:
         frames = self.config.window_frames
@@ -129,8 +207,20 @@ class WindowEncoder:
         """
         self._check_windows(windows)
         latents = torch.empty(len(windows), windows.shape[1], self.config.code_dim, device=self.device)
-        self._for_each_batch(latents, lambda first, last: windows[first:last].to(self.device), lambda latent: latent)
+
+        def encode_batch(first: int, last: int) -> None:
+            full = self._filled(windows[first:last].to(self.device))
+            latents[first:last] = self._network.latent(full)[: last - first]
+
+        self._for_each_batch(len(windows), encode_batch)
         return latents.cpu()
+
+    def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Calls other work on tensors as batches are encoded: on a CPU by the worker threads, each operation alone.
+
+        Yields what it returned, in order.
+        """
+        return self._workers.map(work, items) if self._workers else map(work, items)
 
     def null_bits(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Packed bits of prev and of this of a window of raw zeros, (num_tokens, code_dim // 8) each."""
@@ -141,7 +231,12 @@ class WindowEncoder:
     def _packed(self, num_windows: int, windows_of: WindowSource) -> NDArray[np.uint8]:
         shape = (num_windows, 2, self.config.num_tokens, self.config.code_dim // 8)
         packed = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        self._for_each_batch(packed, windows_of, self._packed_bits)
+
+        def encode_batch(first: int, last: int) -> None:
+            latent = self._network.latent(self._filled(windows_of(first, last)))
+            packed[first:last] = self._packed_bits(latent)[: last - first]
+
+        self._for_each_batch(num_windows, encode_batch)
         return packed.cpu().numpy()
 
     def _packed_bits(self, latent: Tensor) -> Tensor:
@@ -150,22 +245,43 @@ class WindowEncoder:
         packed = pack_bits_torch(self._quantizer.bits_from_latent(halves))
         return packed.view(-1, 2, *packed.shape[1:])
 
-    def _for_each_batch(self, results: Tensor, windows_of: WindowSource, finish: Callable[[Tensor], Tensor]) -> None:
-        """Fills `results`, one row a window, with what `finish` makes of each batch's latent."""
+    def _behind_decoded(self, decoder: PrevNetwork, windows: Tensor, prev_bits: Tensor, is_real: Tensor) -> Tensor:
+        """Packed bits of `this`, (b, num_tokens, code_dim // 8), once `prev` is decoded from its bits.
+
+        Args:
+            windows: (b, 2T, M) as recorded.
+            prev_bits: (b, num_tokens, code_dim // 8), packed.
+            is_real: (b, T, 1): False for frames of `prev` outside the clip.
+        """
+        decoded = decoder.motion(self._quantizer.quantized_from_bits(unpack_bits_torch(prev_bits)))
+        prev = torch.where(is_real, decoded, 0.0)
+        again = torch.cat([prev, windows[:, self.config.window_frames :]], dim=1)
+        return self._packed_bits(self._network.latent(again))[:, 1]
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        """Rows of a batch, zeros behind them up to the one number that every batch has."""
+        num_missing = self._batch_windows - len(rows)
+        return F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, num_missing)) if num_missing else rows
+
+    def _for_each_batch(self, num_windows: int, encode_batch: Callable[[int, int], None]) -> None:
+        """Calls `encode_batch` with first and past-the-last window of each batch, on this thread or on the workers."""
 
         def fill(first: int) -> int:
-            last = min(first + self._batch_windows, len(results))
+            last = min(first + self._batch_windows, num_windows)
             with torch.inference_mode():
-                windows = windows_of(first, last)
-                num_missing = self._batch_windows - (last - first)
-                full = F.pad(windows, (0, 0, 0, 0, 0, num_missing)) if num_missing else windows
-                results[first:last] = finish(self._network.latent(full))[: last - first]
+                encode_batch(first, last)
             return last - first
 
-        firsts = range(0, len(results), self._batch_windows)
+        firsts = range(0, num_windows, self._batch_windows)
         with _exact_float32(self.device):
-            for num_windows in self._workers.map(fill, firsts) if self._workers else map(fill, firsts):
-                self._on_windows(num_windows)
+            for count in self.each(fill, firsts):
+                self._on_windows(count)
+
+    def _check_motion(self, motion: Tensor) -> None:
+        if motion.ndim != 2 or motion.shape[1] != self.config.motion_dim or motion.dtype != torch.float32:
+            raise ValueError(
+                f"wanted float32 motion (frames, {self.config.motion_dim}), found {motion.dtype} {tuple(motion.shape)}"
+            )
 
     def _check_windows(self, windows: Tensor) -> None:
         wanted = (2 * self.config.window_frames, self.config.motion_dim)
@@ -196,6 +312,19 @@ def _gather(motion: Tensor, spans: Tensor, window_frames: int) -> Tensor:
     rows = begin + start + torch.arange(-window_frames, window_frames, device=motion.device)
     is_inside = (rows >= begin) & (rows < end)
     return torch.where(is_inside.unsqueeze(-1), motion[torch.where(is_inside, rows, 0)], 0.0)
+
+
+def _is_real_prev(spans: Tensor, window_frames: int) -> Tensor:
+    """Which frames of `prev` lie in each window's clip: spans (n, 3) -> (n, T, 1)."""
+    begin, end, start = spans.unsqueeze(-1).unbind(dim=1)
+    frames = start + torch.arange(-window_frames, 0, device=spans.device)
+    return ((frames >= 0) & (frames < end - begin)).unsqueeze(-1)
+
+
+def _rounded(latent: Tensor) -> Tensor:
+    """float32 -> the nearest float16; what is too large for one becomes the largest there is."""
+    largest = torch.finfo(torch.float16).max
+    return latent.clamp(-largest, largest).half()
 
 
 def _single_threaded_workers(num_workers: int) -> ThreadPoolExecutor:

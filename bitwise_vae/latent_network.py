@@ -1,7 +1,7 @@
-"""The encoder for inference: motion windows to their latent, in one of three precisions.
+"""The networks for inference, in one of three precisions: motion windows to latent, and codes of `prev` to motion.
 
-Computes what `BitwiseVAE.encode_latent` does, but reads no mask: prev attends to prev, this to all, as two
-attentions. Knows a model's weights, but neither bits nor batches.
+Compute what `BitwiseVAE.encode_latent` and `decode_quantized` do, but read no mask: prev attends to prev, this to
+all, as two attentions. Know a model's weights, but neither bits nor batches.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitwise_vae.model import BitwiseVAE
-from bitwise_vae.transformer import NEGATIVE_SLOPE, Attention, Mlp
+from bitwise_vae.transformer import NEGATIVE_SLOPE, Attention, Mlp, Transformer
 
 LinearWeights = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Weights of one attention and the MLP after it, as LatentNetwork copied them."""
+    """Weights of one attention and the MLP after it, as a network copied them."""
 
     norm: tuple[Tensor, Tensor]
     to_qkv: LinearWeights
@@ -34,48 +34,74 @@ class LatentNetwork:
     """Windows -> latent. Built by WindowEncoder, lives as long; owns a copy of the encoder's weights."""
 
     def __init__(self, model: BitwiseVAE, dtype: torch.dtype, device: torch.device) -> None:
-        def copied(tensor: Tensor, dtype: torch.dtype = dtype) -> Tensor:
-            return tensor.detach().to(device, dtype, copy=True)
+        encoder = model.encoder
+        self._layers = _Layers(model, encoder.inp_mapping, encoder.encoder_transformer, dtype, device)
+        self._mean, self._std = _statistics(model, device)
+        self._position = _copied(model.enc_pos_embed, torch.float32, device)
+        self._code = _linear(encoder.code_mapping, dtype, device)
 
-        def linear(module: nn.Module) -> LinearWeights:
-            layer = cast(nn.Linear, module)
-            return copied(layer.weight), None if layer.bias is None else copied(layer.bias)
+    def latent(self, windows: Tensor) -> Tensor:
+        """Windows (b, 2T, M) float32, in motion units -> (b, 2T, C) float32."""
+        x = (windows - self._mean) / self._std + self._position
+        return F.linear(self._layers.run(x), *self._code).float()
 
+
+class PrevNetwork:
+    """Summed codes of `prev` -> its motion. Built by WindowEncoder for its caller; owns a copy of its weights.
+
+    The decoder's `prev` frames attend to `prev` alone, so that the codes of `this` play no part.
+    """
+
+    def __init__(self, model: BitwiseVAE, dtype: torch.dtype, device: torch.device) -> None:
+        decoder = model.decoder
+        self._layers = _Layers(model, decoder.inp_mapping, decoder.decoder_transformer, dtype, device)
+        self._mean, self._std = _statistics(model, device)
+        self._position = _copied(model.dec_pos_embed[:, : model.window_frames], torch.float32, device)
+        self._motion = _linear(decoder.out_mapping, dtype, device)
+
+    def motion(self, codes: Tensor) -> Tensor:
+        """Summed codes (b, T, C) float32 -> motion (b, T, M) float32, in motion units."""
+        normalised = F.linear(self._layers.run(codes + self._position), *self._motion).float()
+        return normalised * self._std + self._mean
+
+
+class _Layers:
+    """The linear map into a transformer, and its blocks, for the frames of `prev` or of both halves."""
+
+    def __init__(
+        self, model: BitwiseVAE, into: nn.Sequential, blocks: Transformer, dtype: torch.dtype, device: torch.device
+    ) -> None:
         def block(attention: Attention, mlp: Mlp) -> BlockWeights:
-            norm = (copied(attention.norm.weight), copied(attention.norm.bias))
-            qkv, out = linear(attention.to_qkv), linear(attention.to_out)
-            return BlockWeights(norm, qkv, out, widen=linear(mlp[0]), narrow=linear(mlp[2]))
+            norm = (_copied(attention.norm.weight, dtype, device), _copied(attention.norm.bias, dtype, device))
+            parts = (attention.to_qkv, attention.to_out, mlp[0], mlp[2])
+            return BlockWeights(norm, *(_linear(part, dtype, device) for part in parts))
 
-        layers = list(model.encoder.encoder_transformer)
+        layers = list(blocks)
         pairs = zip(layers[::2], layers[1::2], strict=True)
         self._dtype = dtype
         self._window_frames = model.window_frames
         self._num_heads = model.config.num_heads
         self._scale = model.config.hidden_dim**-0.5
-        self._mean = copied(model.motion_mean, torch.float32)
-        self._std = copied(model.motion_std, torch.float32)
-        self._position = copied(model.enc_pos_embed, torch.float32)
-        self._input = linear(model.encoder.inp_mapping[0])
+        self._into = _linear(into[0], dtype, device)
         self._blocks = [block(cast(Attention, attention), cast(Mlp, mlp)) for attention, mlp in pairs]
-        self._code = linear(model.encoder.code_mapping)
 
-    def latent(self, windows: Tensor) -> Tensor:
-        """Windows (b, 2T, M) float32, in motion units -> (b, 2T, C) float32."""
-        x = ((windows - self._mean) / self._std + self._position).to(self._dtype)
-        x = F.leaky_relu_(F.linear(x, *self._input), NEGATIVE_SLOPE)
+    def run(self, x: Tensor) -> Tensor:
+        """(b, T or 2T, dims) float32 -> (b, T or 2T, H)."""
+        x = F.leaky_relu_(F.linear(x.to(self._dtype), *self._into), NEGATIVE_SLOPE)
         for block in self._blocks:
             x += self._attention(x, block)
             x += self._mlp(x, block)
-        return F.linear(x, *self._code).float()
+        return x
 
     def _attention(self, x: Tensor, block: BlockWeights) -> Tensor:
         normed = F.layer_norm(x, x.shape[-1:], *block.norm)
         qkv = F.linear(normed, *block.to_qkv).view(*x.shape[:2], 3, self._num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         split = self._window_frames
-        prev = self._attend(query[:, :, :split], key[:, :, :split], value[:, :, :split])
-        this = self._attend(query[:, :, split:], key, value)
-        return F.linear(torch.cat([prev, this], dim=1).flatten(2), *block.to_out)
+        halves = [self._attend(query[:, :, :split], key[:, :, :split], value[:, :, :split])]
+        if x.shape[1] > split:
+            halves.append(self._attend(query[:, :, split:], key, value))
+        return F.linear(torch.cat(halves, dim=1).flatten(2), *block.to_out)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(b, heads, frames, head_dim) each -> (b, frames of query, heads, head_dim)."""
@@ -85,3 +111,17 @@ class LatentNetwork:
     def _mlp(self, x: Tensor, block: BlockWeights) -> Tensor:
         inner = F.gelu(F.linear(x, *block.widen), approximate="tanh")
         return F.linear(inner, *block.narrow)
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return tensor.detach().to(device, dtype, copy=True)
+
+
+def _linear(module: nn.Module, dtype: torch.dtype, device: torch.device) -> LinearWeights:
+    layer = cast(nn.Linear, module)
+    return _copied(layer.weight, dtype, device), None if layer.bias is None else _copied(layer.bias, dtype, device)
+
+
+def _statistics(model: BitwiseVAE, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (_copied(tensor, torch.float32, device) for tensor in (model.motion_mean, model.motion_std))
+    return mean, std

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jobs.bench_loader import measure_loader
 from jobs.bench_pipeline import measure_pipeline
 from jobs.bench_result import SPREAD, BenchRequest, BenchResult, Report, Suite
 from jobs.run_record import hardware, versions
@@ -21,7 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.job_config import load_config
 from pipeline.storage import Folder
 
-SUITES: dict[str, Suite] = {"pipeline": measure_pipeline}
+SUITES: dict[str, Suite] = {"loader": measure_loader, "pipeline": measure_pipeline}
 
 
 def run_bench(suite: str, json_file: Path | None, windows: int, repeats: int, precision: str, console: Console) -> None:

@@ -5,6 +5,7 @@ Knows no data: each command calls one function of the pipeline.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -63,6 +64,8 @@ Precision = Annotated[str | None, typer.Option(help="float32 (default), float16 
 Gate = Annotated[
     str | None, typer.Option(help="Where decoded motion is too far off: enforce (default) stages, warn says so, off.")
 ]
+Clips = Annotated[str | None, typer.Option(help="File with one clip id a line: only these.")]
+Exclude = Annotated[str | None, typer.Option(help="File with one clip id a line: never these.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Windows a batch; part of the dataset's identity.")]
 Checksum = Annotated[
     bool, typer.Option("--checksum", help="Tell changed files by their content instead of size and time.")
@@ -74,6 +77,7 @@ Checksum = Annotated[
     "  motion-tokens tokenize motion/ tokens/ --checkpoint vae.safetensors\n\n"
     "  motion-tokens tokenize s3://bucket/motion s3://bucket/tokens -c vae.pt --preset artalk --set input.fps=25\n\n"
     "  motion-tokens tokenize talk=a/*.tar sing=b/ tokens/ -c vae.safetensors --stride 50 --precision float16\n\n"
+    "  motion-tokens tokenize motion/ tokens/ -c vae.safetensors --set emit=latent --dry-run\n\n"
     "The same command again continues a run that was stopped."
 )
 def tokenize(
@@ -92,31 +96,46 @@ def tokenize(
     local: Local = False,
     checksum: Checksum = False,
     gate: Gate = None,
+    clips: Clips = None,
+    exclude: Exclude = None,
     deadline: Annotated[str | None, typer.Option(help="Stop at this time, resumable: 06:00.")] = None,
     max_runtime: Annotated[str | None, typer.Option(help="Stop after this time, resumable: 90m, 1h30m.")] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Put a dataset of other settings in this one's place.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would write and how long it would compute.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="With --dry-run: where to write it.")] = None,
 ) -> None:
     """Tokenize motion files into a verified token dataset."""
     options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum, gate) | {
         "run.deadline": f"'{deadline}'" if deadline else None,
         "run.max_runtime": f"'{max_runtime}'" if max_runtime else None,
         "run.restart": restart or None,
+        "input.clips.include": json.dumps(clips) if clips is not None else None,
+        "input.clips.exclude": json.dumps(exclude) if exclude is not None else None,
     }
     with reported():
         job = job_config(config, settings, options)
         request = tokenize_request(inputs, output, checkpoint, preset, model_config, job)
-        from jobs.tokenize_command import run_tokenize
+        from jobs.tokenize_command import run_dry, run_tokenize
 
-        run_tokenize(request, console)
+        if json_file is not None and not dry_run:
+            raise ConfigError("--json is for --dry-run: a run writes runs/<run_id>/run.json")
+        if dry_run:
+            run_dry(request, json_file, console)
+        else:
+            run_tokenize(request, console)
 
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n"
     "  motion-tokens export tokens/ tars/ --format webdataset --set export.windows_per_shard=4096\n\n"
     "  motion-tokens export tokens/ mixed/ --set export.shuffle=global --set export.splits.salt=b\n\n"
-    "  motion-tokens export tokens/ by-list/ --set export.splits.by=file --set export.splits.file=metadata.json"
+    "  motion-tokens export tokens/ by-list/ --set export.splits.by=file --set export.splits.file=metadata.json\n\n"
+    "  motion-tokens export a/ b/ anna/ --where \"speaker == 'anna' and num_frames > 500\"\n\n"
+    "  motion-tokens export tokens/ some/ --clips ids.txt --set export.splits.by=speaker"
 )
 def export(
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", help="Token datasets that tokenize wrote.")],
@@ -124,98 +143,19 @@ def export(
     config: ConfigFile = None,
     settings: Settings = None,
     formats: Formats = None,
+    where: Annotated[str | None, typer.Option(help='Only what passes: "num_frames > 500 and start_frame > 0".')] = None,
+    clips: Clips = None,
+    exclude: Exclude = None,
     local: Local = False,
 ) -> None:
-    """Write other formats, shard sizes, splits or shuffles from tokens that stand, without the model."""
+    """Write other formats, selections, shard sizes, splits or shuffles from tokens that stand, without the model."""
+    texts = {"export.where": where, "export.clips.include": clips, "export.clips.exclude": exclude}
+    options = {key: json.dumps(text) for key, text in texts.items() if text is not None}
     with reported():
-        job = job_config(config, settings, {"export.formats": formats, "run.local": local or None})
+        job = job_config(config, settings, {"export.formats": formats, "run.local": local or None} | options)
         from jobs.dataset_commands import run_export
 
         run_export(datasets, output, job, console)
-
-
-@app.command(
-    epilog="[bold]Examples[/bold]\n\n"
-    "  motion-tokens verify tokens/\n\n"
-    "  motion-tokens verify tokens/ motion/ --deep 1000 --checkpoint vae.safetensors\n\n"
-    "Exit code 1 and a list where anything is wrong."
-)
-def verify(
-    output: Dataset,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="INPUT...", help="For --deep: the inputs that tokenize was given, in that order."),
-    ] = None,
-    deep: Annotated[int | None, typer.Option(min=1, help="Encode so many windows again and compare bits.")] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", "-c", help="For --deep: the codec that tokenize was given.")
-    ] = None,
-    model_config: ModelConfig = None,
-    preset: Preset = None,
-    seed: Annotated[int, typer.Option(min=0, help="For --deep: another number chooses other windows.")] = 0,
-    settings: Settings = None,
-) -> None:
-    """Prove that every expected window is there exactly once, in every format, byte for byte."""
-    with reported():
-        job = job_config(None, settings, {})
-        if deep is None and (inputs or checkpoint):
-            raise ConfigError("inputs and --checkpoint are for --deep N: verify alone reads the dataset only")
-        if deep is not None and not (inputs and checkpoint):
-            raise ConfigError(
-                "--deep encodes windows again: name inputs and codec, verify OUTPUT INPUT.. --deep N -c CHECKPOINT"
-            )
-        from jobs import dataset_commands
-
-        if deep is not None and inputs and checkpoint:
-            from pipeline.deep_verify import DeepRequest
-
-            request = DeepRequest(tuple(inputs), checkpoint, preset, model_config, deep, seed)
-            is_sound = dataset_commands.run_deep_verify(output, request, job, console)
-        else:
-            is_sound = dataset_commands.run_verify(output, job, console)
-        if not is_sound:
-            raise typer.Exit(EXIT_WRONG_DATA)
-
-
-@app.command(
-    epilog="[bold]Examples[/bold]\n\n"
-    "  motion-tokens diff tokens/ tokens-of-other-machine/\n\n"
-    "  motion-tokens diff a/ s3://bucket/b --json difference.json\n\n"
-    "Exit code 0 where codec, clips, windows and bits are equal, 1 where not."
-)
-def diff(
-    ours: Annotated[str, typer.Argument(metavar="A", help="Folder or URL of a token dataset.")],
-    theirs: Annotated[str, typer.Argument(metavar="B", help="Folder or URL of another one.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the difference.")] = None,
-    settings: Settings = None,
-) -> None:
-    """Explain the difference of two datasets: settings, clips, windows, bits by scale."""
-    with reported():
-        job = job_config(None, settings, {})
-        from jobs.dataset_commands import run_diff
-
-        if not run_diff(ours, theirs, json_file, job, console):
-            raise typer.Exit(EXIT_WRONG_DATA)
-
-
-@app.command(
-    epilog="[bold]Examples[/bold]\n\n"
-    "  motion-tokens clean tokens/\n\n"
-    "  motion-tokens clean tokens/ --keep 1 --yes\n\n"
-    "Without --yes nothing is deleted."
-)
-def clean(
-    output: Dataset,
-    keep: Annotated[int, typer.Option(min=1, help="Versions to keep, the current one included.")] = 3,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
-    settings: Settings = None,
-) -> None:
-    """List old versions and what only they, or nothing at all, needs; delete it with --yes."""
-    with reported():
-        job = job_config(None, settings, {})
-        from jobs.dataset_commands import run_clean
-
-        run_clean(output, keep, yes, job, console)
 
 
 @app.command(
@@ -266,9 +206,9 @@ def demo(
 
 @app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens bench pipeline --json bench.json")
 def bench(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="pipeline: the whole job against a plain script.")],
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="pipeline: the whole job. loader: its batches.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the results.")] = None,
-    windows: Annotated[int, typer.Option(min=1, help="Windows to tokenize.")] = 1000,
+    windows: Annotated[int, typer.Option(min=1, help="Windows to tokenize or to read.")] = 1000,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs of each side.")] = 5,
     precision: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
 ) -> None:
@@ -381,9 +321,9 @@ def main() -> None:
         command()
 
 
-from jobs import codec_cli  # noqa: E402, F401 - its commands stand on the app above
+from jobs import codec_cli, dataset_cli  # noqa: E402, F401 - their commands stand on the app above
 
 if __name__ == "__main__":
-    from jobs.cli import main as entry  # this module, as codec_cli imports it
+    from jobs.cli import main as entry  # this module, as those two import it
 
     entry()

@@ -23,7 +23,7 @@ from pipeline.dataset_rows import BitCounts, OpenDataset, open_dataset
 from pipeline.deep_verify import TOLERATED_SHARE, DeepRequest, deep_verify, prepare_deep
 from pipeline.errors import InputNotFoundError, OutputMismatchError, VerifyError
 from pipeline.execution import JobRecord
-from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
+from pipeline.export.tasks import Builder, Result, Task
 from pipeline.export_job import export_datasets
 from pipeline.job_config import JobConfig
 from pipeline.manifest import read_manifest, read_version, split_version
@@ -49,7 +49,7 @@ def run_export(datasets: Sequence[str], output: str, config: JobConfig, console:
     lease = RunLease(folder, run_id, config.run.when_active, on_wait=display.on_wait, on_lost=stop.ask)
     with display.shown(), open_session(config.run) as executor:
 
-        def build(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
+        def build(tasks: Sequence[Task], builder: Builder[Task, Result]) -> Iterator[Result]:
             for result in executor.build(tasks, builder):
                 yield result
                 stop.check(is_drained=True)
@@ -123,6 +123,10 @@ def run_deep_verify(output: str, request: DeepRequest, config: JobConfig, consol
         console.print(f"- {escape(line)}", highlight=False, soft_wrap=True)
     if result.bits.num_differing:
         console.print(_bits_table(result.bits))
+    for name, counts in result.emitted.items():
+        many = f"{counts.num_differing:,} of {counts.num_windows:,} windows differ"
+        told = f"{many}, {counts.share_off:.2e} of all values beyond rounding"
+        console.print(f"  {name}  {told if counts.num_differing else 'equal'}", highlight=False, soft_wrap=True)
     many = f"{result.bits.num_differing:,} of {result.bits.num_windows:,} windows encoded again"
     if result.differing_numerics:
         numerics = escape("; ".join(result.differing_numerics))
@@ -177,6 +181,9 @@ def run_diff(ours: str, theirs: str, json_file: Path | None, config: JobConfig, 
         _print_examples(difference.examples["bits"], console)
     elif bits.num_windows:
         console.print(f"  bits are equal in {bits.num_windows:,} windows", highlight=False)
+    for name, count in difference.columns.differing.items():
+        if count:
+            console.print(f"  {escape(name)} differs in {count:,} windows", highlight=False)
     verdict = "[green]equal in content[/green]" if difference.is_equal else "[bold red]different[/bold red]"
     console.print(verdict, highlight=False)
     return difference.is_equal

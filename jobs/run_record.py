@@ -66,6 +66,7 @@ def write_run_record(output: Folder, run_id: str, record: JobRecord, outcome: Ma
         "stage_seconds": {name: round(s, 3) for name, s in sorted(record.stage_seconds.items())},
         "counts": dict(record.counts),
         "drops": dict(record.drops),
+        **({"audio": record.audio} if record.audio else {}),
         "windows_per_s": round(tokenized / tokenize_s, 2) if tokenize_s else None,
         "versions": versions(),
         "hardware": hardware(),
@@ -87,9 +88,15 @@ def print_summary(console: Console, output: Folder, manifest: Manifest, record: 
     for name, shards in manifest.shards.items():
         size = sum(shard.bytes for shard in shards)
         table.add_row(name, f"{len(shards):,} shards, {size_text(size)}")
+    if num_filtered := counts.get("filtered_clips"):
+        table.add_row("left out", f"{num_filtered:,} clips  [dim]by the export's selection[/dim]")
     if manifest.drops:
         drops = ", ".join(f"{count} {reason}" for reason, count in manifest.drops.items())
         table.add_row("[yellow]dropped[/yellow]", drops)
+    if record.audio:
+        drifts = f"{record.audio['drifting_clips']:,.0f} drift by more than a frame"
+        largest = f"at most {record.audio['largest_drift_s']:.3f} s"
+        table.add_row("audio", f"{record.audio['clips']:,.0f} clips  [dim]{drifts}, {largest}[/dim]")
     if record.counts["windows"]:
         seconds = record.seconds["tokenize"]
         speed = record.counts["windows"] / seconds

@@ -22,7 +22,7 @@ from pipeline.blocks import UnitAccount
 from pipeline.config import Numerics
 from pipeline.errors import IncompleteError, MotionTokensError
 from pipeline.execution import Executor, TokenizeProgress, TokenizeStages
-from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
+from pipeline.export.tasks import Builder, Result, Task
 from pipeline.job_config import RunConfig
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
@@ -166,7 +166,7 @@ def _tokenize_with_ray(
     return tokenize_with_ray(runs, stages, progress)
 
 
-def _build_with_ray(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
+def _build_with_ray(tasks: Sequence[Task], builder: Builder[Task, Result]) -> Iterator[Result]:
     from pipeline.graph import build_with_ray
 
     return build_with_ray(tasks, builder)

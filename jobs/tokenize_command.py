@@ -5,21 +5,26 @@ Knows no data.
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from jobs.display import Display, program_text
+from jobs.estimate_table import print_estimate
 from jobs.report_command import print_gate, report_of_run
 from jobs.run_record import new_run_id, print_summary, write_run_record
 from jobs.session import open_session, stop_signals
 from pipeline.errors import GateFailedError, MotionTokensError
+from pipeline.estimate import estimate_job
 from pipeline.execution import JobRecord
 from pipeline.job_config import RunConfig
 from pipeline.manifest import Manifest, read_manifest, read_staged
-from pipeline.request import TokenizeRequest
+from pipeline.plan import make_plan
+from pipeline.request import TokenizeRequest, prepare
 from pipeline.stopping import StopSwitch, stop_time
 from pipeline.storage import Folder, without_secrets
 from pipeline.tokenize_job import JobControl, tokenize_dataset
@@ -70,6 +75,25 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
         place = escape(shlex.quote(without_secrets(request.output)))
         console.print(f"  prove it   {escape(program_text())} verify {place}", highlight=False, soft_wrap=True)
     return Tokenized(manifest, record)
+
+
+def run_dry(request: TokenizeRequest, json_file: Path | None, console: Console) -> None:
+    """Plan the job, say what it would write and compute, and write nothing of it.
+
+    Raises:
+        MotionTokensError: the job could not start, or its input has no windows.
+    """
+    display = Display(console)
+    with display.shown(), open_session(request.config.run) as executor:
+        display.on_stage("plan")
+        job = prepare(request, executor, display)
+        plan = make_plan(job.roots, job.contract.corpus)
+        display.on_plan(plan, 0, sum(root.skipped for root in job.roots))
+        estimate = estimate_job(job, plan, executor)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(estimate.described(), indent=1) + "\n")
+    print_estimate(estimate, console)
 
 
 def _report_staged(output: Folder, record: JobRecord, run: RunConfig, console: Console) -> None:

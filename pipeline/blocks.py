@@ -23,6 +23,10 @@ from pipeline.token_store import table_from_ipc, table_to_ipc
 RUN_LEDGER_SCHEMA = LEDGER_SCHEMA.append(pa.field("unit", pa.int32(), nullable=False))
 
 
+def _no_columns() -> pa.Table:
+    return pa.table({})
+
+
 @dataclass(frozen=True)
 class MotionBlock:
     """Motion of a run of units: built by the read stage, used up by the tokenizer."""
@@ -34,6 +38,8 @@ class MotionBlock:
     start_frame: NDArray[np.int64]
     """(num_windows,), clip by clip in ledger order."""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    clip_columns: pa.Table = field(default_factory=_no_columns)
+    """Rows of `clip_schema`, one a kept clip in ledger order; no columns where nothing is carried along."""
 
     def to_table(self) -> pa.Table:
         """Return the block as one Arrow row."""
@@ -63,13 +69,21 @@ class TokenBlock:
     ledger: pa.Table
     start_frame: NDArray[np.int64]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    clip_columns: pa.Table = field(default_factory=_no_columns)
+    """As the motion block had them."""
+    emitted: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Column -> (num_windows, ..), shapes and types as `emitted_columns` says."""
 
     def to_table(self) -> pa.Table:
         """Return the block as one Arrow row."""
+        emitted = {f"emitted.{name}": _one_value(array) for name, array in self.emitted.items()}
+        shapes = [[name, array.dtype.str, array.shape[1:]] for name, array in self.emitted.items()]
         return pa.table(
             {
                 "bits": _one_value(self.bits),
                 "half_bytes": [self.bits.shape[2]],
+                **emitted,
+                "emitted_shapes": [json.dumps(shapes)],
                 **_columns_of(self),
             }
         )
@@ -79,7 +93,11 @@ class TokenBlock:
         """Return the block of one Arrow row; arrays are views of its buffers."""
         half_bytes = row["half_bytes"][0].as_py()
         bits = np.frombuffer(_value_of(row, "bits"), np.uint8).reshape(-1, 2, half_bytes)
-        return cls(bits=bits, **_fields_of(row))
+        emitted = {
+            name: np.frombuffer(_value_of(row, f"emitted.{name}"), dtype).reshape(-1, *shape)
+            for name, dtype, shape in json.loads(row["emitted_shapes"][0].as_py())
+        }
+        return cls(bits=bits, emitted=emitted, **_fields_of(row))
 
 
 @dataclass(frozen=True)
@@ -93,6 +111,8 @@ class UnitAccount:
     num_windows: int
     drops: Mapping[str, int]
     seconds: Mapping[str, float]
+    audio: Mapping[str, float] = field(default_factory=dict)
+    """What `audio_account` says; empty without audio."""
 
     def to_table(self) -> pa.Table:
         """Return the account as one Arrow row."""
@@ -121,6 +141,7 @@ def _columns_of(block: MotionBlock | TokenBlock) -> dict[str, Any]:
         "ledger": _one_value(np.frombuffer(table_to_ipc(block.ledger), np.uint8)),
         "start_frame": _one_value(block.start_frame),
         "seconds": [canonical_json(block.seconds)],
+        "clip_columns": _one_value(np.frombuffer(_plain_ipc(block.clip_columns), np.uint8)),
     }
 
 
@@ -130,7 +151,16 @@ def _fields_of(row: pa.Table) -> dict[str, Any]:
         "ledger": table_from_ipc(_value_of(row, "ledger")),
         "start_frame": np.frombuffer(_value_of(row, "start_frame"), np.int64),
         "seconds": json.loads(row["seconds"][0].as_py()),
+        "clip_columns": table_from_ipc(_value_of(row, "clip_columns")),
     }
+
+
+def _plain_ipc(table: pa.Table) -> pa.Buffer:
+    """Return a table as an Arrow IPC stream that is not compressed: audio would only cost time."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 def _one_value(array: NDArray[np.generic]) -> pa.Array:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.errors import ActiveRunError, InputNotFoundError, OutputMismatchError
+from pipeline.export.shuffle import DEALT_PATH
 from pipeline.manifest import Manifest, read_manifest, read_staged, read_version
 from pipeline.plan import plan_from_bytes
 from pipeline.run_lease import active_run
@@ -33,6 +34,7 @@ _FRAGMENT = re.compile(r"_store/([0-9a-f]{16})/fragments/[0-9a-f]{2}/([0-9a-f]+)
 _SHARD = re.compile(r"(?:parquet/(\w+)/\1-[0-9a-f]{12}\.parquet|webdataset/(\w+)/\2-[0-9a-f]{12}\.tar)")
 _LIST = re.compile(r"webdataset/\w+/shards\.txt|index/windows\.parquet")
 _TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.tmp")
+_DEALT = re.compile(rf"{DEALT_PATH}/[^/]+")
 _RUN = re.compile(r"runs/[^/]+/run\.json")
 
 
@@ -181,6 +183,8 @@ class _Needed:
         path = file.path
         if _TEMPORARY.fullmatch(path):  # only local disks know them, and their version is a time in nanoseconds
             return "temporary" if is_local and time.time() - int(file.version) / 1e9 > TEMPORARY_AGE_S else None
+        if _DEALT.fullmatch(path):
+            return "temporary"  # no run is active that would gather it
         if _SHARD.fullmatch(path):
             return None if path in self.files else "shards"
         if _LIST.fullmatch(path):

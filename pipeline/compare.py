@@ -14,13 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.column_counts import ColumnCounts, common_columns
 from pipeline.dataset_rows import BitCounts, OpenDataset, packed_bits
 from pipeline.export.build import SUFFIX
+from pipeline.schema import token_schema
 
 MAX_EXAMPLES = 20
 STARTS_SHOWN = 5
 GROUP_BYTES = 256 << 20
-"""Bits of the first dataset that are held at once."""
+"""Shards of the first dataset that are held at once."""
 
 COMPARED_FIELDS = ("source", "split", "num_frames", "num_windows", "drop_reason", "copies")
 """Of clips that both hold; `copies` counts the rows of one id: dropped duplicates have the id of the kept clip."""
@@ -47,13 +49,16 @@ class Difference:
     examples: dict[str, list[str]] = field(default_factory=dict)
     bits: BitCounts | None = None
     """None where the codecs' bits are laid out differently."""
+    columns: ColumnCounts = field(default_factory=lambda: ColumnCounts(()))
+    """Of columns beside the bits that both have."""
 
     @property
     def is_equal(self) -> bool:
         """Whether tokens mean the same, and clips, windows and bits are the same; other settings may differ."""
         is_codec_equal = not any(item.name.startswith("codec.") for item in self.settings)
         is_each_there = not any(count for name, count in self.counts.items() if not name.endswith("_in_both"))
-        return is_codec_equal and is_each_there and self.bits is not None and not self.bits.num_differing
+        are_bits_equal = self.bits is not None and not self.bits.num_differing
+        return is_codec_equal and is_each_there and are_bits_equal and self.columns.is_equal
 
     def described(self) -> dict[str, object]:
         """Return the difference as plain values, for programs."""
@@ -63,6 +68,7 @@ class Difference:
             "counts": self.counts,
             "examples": self.examples,
             "bits": self.bits.described() if self.bits else None,
+            "columns": self.columns.differing,
         }
 
 
@@ -78,6 +84,8 @@ def compare_datasets(ours: OpenDataset, theirs: OpenDataset, on_shard: Callable[
     difference = Difference(settings=compare_settings(_settings(ours), _settings(theirs)))
     common = _compare_clips(ours, theirs, difference)
     codecs = ours.manifest.contract.codec, theirs.manifest.contract.codec
+    schemas = [token_schema(data.manifest.contract.codec, data.manifest.contract.corpus) for data in (ours, theirs)]
+    difference.columns = ColumnCounts(common_columns(*schemas))
     if (codecs[0].patch_nums, codecs[0].code_dim) == (codecs[1].patch_nums, codecs[1].code_dim):
         difference.bits = BitCounts(codecs[0])
     _Windows(ours, theirs, common, difference).compare(on_shard)
@@ -207,6 +215,8 @@ class _Windows:
             if self._difference.bits:
                 found = self._difference.bits.add(bits[at[is_same]], packed_bits(table)[is_same])
                 self._note_bits(their_keys[is_same], found)
+            if self._difference.columns.names:
+                self._difference.columns.add(tokens.take(pa.array(at[is_same])), table.filter(pa.array(is_same)))
 
     def _note_bits(self, keys: Int64s, found: Int64s) -> None:
         examples = self._difference.examples["bits"]
@@ -220,12 +230,11 @@ class _Windows:
         for position, shard in enumerate(self._ours.shards(self._names[0])):
             if shard.sha256 in self._shared:
                 continue
-            size = shard.windows * 2 * self._ours.manifest.contract.codec.half_bytes
-            if group and num_bytes + size > GROUP_BYTES:
+            if group and num_bytes + shard.bytes > GROUP_BYTES:
                 yield group
                 group, num_bytes = [], 0
             group.append(position)
-            num_bytes += size
+            num_bytes += shard.bytes
         if group:
             yield group
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from pipeline.job_config import JobConfig, SplitConfig, WindowConfig, parse_columns
-from pipeline.schema import SCHEMA_VERSION
+from pipeline.errors import ConfigError
+from pipeline.job_config import AudioConfig, Emitted, JobConfig, SplitConfig, WindowConfig, parse_columns
+from pipeline.schema import RESERVED_COLUMNS, SCHEMA_VERSION, CarriedKind
 
 
 def hash64(text: str) -> int:
@@ -73,6 +75,31 @@ class WindowRule(_Spec):
     seed: int
 
 
+class FlipRule(_Spec):
+    """Which flip pairs are stored; see flip_seeds.py for their seeds."""
+
+    pairs: int
+    ratio: float
+    seed: int
+
+
+class CarriedColumn(_Spec):
+    """A field of clips that is carried along, and the type of its column."""
+
+    name: str
+    kind: CarriedKind
+
+
+class AudioRule(_Spec):
+    """Which audio is carried along, and how it is kept."""
+
+    field: str
+    rate_hz: int | None
+    mode: Literal["cut", "reference"]
+    encoding: Literal["int16", "flac"]
+    tolerance_s: float
+
+
 class CorpusSpec(_Spec):
     """Everything beside the codec that can change a fragment."""
 
@@ -91,6 +118,20 @@ class CorpusSpec(_Spec):
     unit_files: int
     precision: Literal["float32", "float16", "bfloat16"]
     batch_size: int
+    emit: tuple[Emitted, ...] = ()
+    flips: FlipRule | None = None
+    """None where no flips are emitted."""
+    carry: tuple[CarriedColumn, ...] = ()
+    audio: AudioRule | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_columns(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out additional columns that there are none of: datasets from before them keep their spec_id."""
+        tree: dict[str, Any] = serialize(self)
+        return {name: value for name, value in tree.items() if name not in _ADDITIONAL or value}
+
+
+_ADDITIONAL = ("emit", "flips", "carry", "audio")
 
 
 class TokenSpec(_Spec):
@@ -130,6 +171,10 @@ class Contract(_Spec):
         return _differences(self.model_dump(mode="json"), other.model_dump(mode="json"), "")
 
 
+GLOBAL_ORDER = 2
+"""Which formula `shuffle: global` draws its order with; 1, which is not named in dataset.json, ranked hashes."""
+
+
 class ExportSpec(_Spec):
     """Everything else that can change a shard."""
 
@@ -140,6 +185,8 @@ class ExportSpec(_Spec):
     splits: SplitConfig
     split_file: str = Field(description="digest of the split file, empty without")
     duplicate_ids: Literal["reject", "suffix"]
+    where: str = ""
+    clips: str = Field("", description="digest of the export's id lists, empty without")
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -148,10 +195,15 @@ class ExportSpec(_Spec):
         return digest_of(self.described())
 
     def described(self) -> dict[str, Any]:
-        """Return the spec as dataset.json states it: the split file counts by content, not by path."""
+        """Return the spec as dataset.json states it: the split file counts by content, not by path.
+
+        A filter stands there only where there is one, so that datasets from before filters keep their export_id; the
+        order of a global shuffle only with such a shuffle.
+        """
         tree = self.model_dump(mode="json")
         tree["splits"].pop("file")
-        return tree
+        order = {"global_order": GLOBAL_ORDER} if self.shuffle == "global" else {}
+        return {name: value for name, value in tree.items() if value or name not in ("where", "clips")} | order
 
 
 def window_rule(window: WindowConfig, window_frames: int) -> WindowRule:
@@ -166,14 +218,28 @@ def window_rule(window: WindowConfig, window_frames: int) -> WindowRule:
     return WindowRule(stride=stride, tail=window.tail, phases=phases, seed=window.seed)
 
 
-def corpus_spec(config: JobConfig, codec: CodecSpec, *, batch_size: int, clips_digest: str = "") -> CorpusSpec:
+def corpus_spec(
+    config: JobConfig,
+    codec: CodecSpec,
+    *,
+    batch_size: int,
+    clips_digest: str = "",
+    carried_kinds: Mapping[str, CarriedKind] | None = None,
+) -> CorpusSpec:
     """Return the corpus half of a TokenSpec.
 
     Args:
         batch_size: windows a batch, resolved.
         clips_digest: digest of the id lists that `input.clips` names.
+        carried_kinds: field -> kind of the fields that `input.carry` names, as the inputs have them; others are text.
+
+    Raises:
+        ConfigError: a field to carry has the name of a column that is there already.
     """
-    source = config.input
+    source, kinds = config.input, carried_kinds or {}
+    taken = [name for name in source.carry if name in RESERVED_COLUMNS]
+    if taken:
+        raise ConfigError(f"input.carry: {', '.join(taken)} would stand beside our own column of this name: rename it")
     return CorpusSpec(
         motion_field=source.motion_field,
         clip_id_field=source.clip_id_field,
@@ -190,11 +256,24 @@ def corpus_spec(config: JobConfig, codec: CodecSpec, *, batch_size: int, clips_d
         unit_files=config.units.files,
         precision=config.precision,
         batch_size=batch_size,
+        emit=config.emit,
+        flips=FlipRule(**config.flips.model_dump()) if "flips" in config.emit else None,
+        carry=tuple(CarriedColumn(name=name, kind=kinds.get(name, "string")) for name in source.carry),
+        audio=_audio_rule(source.audio),
     )
 
 
-def export_spec(config: JobConfig, split_file_digest: str = "") -> ExportSpec:
-    """Return the ExportSpec of a configuration."""
+def _audio_rule(audio: AudioConfig) -> AudioRule | None:
+    return None if audio.field is None else AudioRule(**audio.model_dump())
+
+
+def export_spec(config: JobConfig, split_file_digest: str = "", clips_digest: str = "") -> ExportSpec:
+    """Return the ExportSpec of a configuration.
+
+    Args:
+        split_file_digest: digest of the file that `export.splits.file` names.
+        clips_digest: digest of the id lists that `export.clips` names.
+    """
     export = config.export
     return ExportSpec(
         formats=export.formats,
@@ -204,6 +283,8 @@ def export_spec(config: JobConfig, split_file_digest: str = "") -> ExportSpec:
         splits=export.splits,
         split_file=split_file_digest,
         duplicate_ids=config.input.duplicate_ids,
+        where=export.where,
+        clips=clips_digest,
     )
 
 

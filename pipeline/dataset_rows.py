@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.column_counts import array_of
 from pipeline.config import CodecSpec
 from pipeline.errors import InputNotFoundError, VerifyError
 from pipeline.export.publish import WINDOW_INDEX_PATH
-from pipeline.export.webdataset import rows_of_tar
+from pipeline.export.webdataset import table_of_tar
 from pipeline.manifest import Manifest, ShardFile, read_beside, read_manifest, read_version
-from pipeline.schema import token_schema
+from pipeline.schema import BITS_COLUMNS
 from pipeline.storage import Folder
 
 NUM_NEAR = 3
@@ -81,14 +82,12 @@ class OpenDataset:
         Raises:
             VerifyError: it is missing or damaged.
         """
-        shard, codec = self.shards(name)[position], self.manifest.contract.codec
+        shard, contract = self.shards(name)[position], self.manifest.contract
         data = _read(self.folder, shard.path)
         try:
             if name == "parquet":
                 return pq.read_table(io.BytesIO(data))
-            samples = rows_of_tar(data, codec, shard.path)
-            rows = [{**row, "prev_bits": prev, "this_bits": this} for row, prev, this in samples]
-            return pa.Table.from_pylist(rows, schema=token_schema(codec.half_bytes))
+            return table_of_tar(data, contract.codec, contract.corpus, shard.path)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise VerifyError(f"{self.folder}/{shard.path} is damaged ({error}): run motion-tokens verify") from error
 
@@ -172,7 +171,7 @@ def _what_is_known(dataset: OpenDataset, clip_id: str) -> str:
 
 def packed_bits(tokens: pa.Table) -> NDArray[np.uint8]:
     """Return the bits of token rows: (rows, 2, half_bytes), prev and this."""
-    return np.stack([_bytes_of(tokens[name]) for name in ("prev_bits", "this_bits")], axis=1)
+    return np.stack([array_of(tokens[name], "|u1") for name in BITS_COLUMNS], axis=1)
 
 
 @dataclass
@@ -229,15 +228,6 @@ class BitCounts:
             for scale, tokens in enumerate(self.codec.patch_nums)
         ]
         return {"windows": self.num_windows, "differing_windows": self.num_differing, "scales": scales}
-
-
-def _bytes_of(column: pa.ChunkedArray) -> NDArray[np.uint8]:
-    array = column.combine_chunks()
-    width = array.type.byte_width
-    if not len(array):
-        return np.zeros((0, width), np.uint8)
-    start = array.offset * width
-    return np.frombuffer(array.buffers()[1], np.uint8)[start : start + len(array) * width].reshape(-1, width)
 
 
 def _read(folder: Folder, path: str) -> bytes:

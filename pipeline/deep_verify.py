@@ -1,4 +1,4 @@
-"""Windows of a dataset encoded again from their source motion, and compared bit by bit.
+"""Windows of a dataset encoded again from their source motion, and compared bit by bit, with what is emitted of them.
 
 Knows no Ray. verify.py proves everything that needs no model; this is the part that does.
 """
@@ -20,16 +20,25 @@ from bitwise_vae.checkpoint import read_checkpoint
 from bitwise_vae.encode import WindowEncoder
 from pipeline.blocks import MotionBlock
 from pipeline.codec import Codec, numerics_here, open_codec, pick_device, require_same_codec
+from pipeline.column_counts import array_of
+from pipeline.config import Contract
 from pipeline.dataset_rows import BitCounts, OpenDataset, packed_bits
+from pipeline.emitted import Arrays, WindowEmitter, WindowSpans
 from pipeline.errors import InputNotFoundError
+from pipeline.export.selection import starts_passing
 from pipeline.job_config import RunConfig
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.read_units import UnitReader
 from pipeline.request import open_motion
+from pipeline.schema import emitted_columns, token_schema
 from pipeline.storage import InputRoot
+from pipeline.where import Where
 
 TOLERATED_SHARE = 1e-3
-"""Share of differing bits that other numerics explain."""
+"""Share of differing bits, or of latents that differ by more than rounding, that other numerics explain."""
+
+TOLERATED_DISTANCE = 0.01
+"""Difference of two values of a latent, as a share of the larger one or of 1, that rounding explains."""
 
 Int64s = NDArray[np.int64]
 
@@ -47,19 +56,56 @@ class DeepRequest:
 
 
 @dataclass
-class DeepVerified:
-    """The result: bits that differ by scale, and windows whose motion is not what it was."""
+class EmittedCounts:
+    """How an emitted column differs from what was encoded again; grows while windows are compared."""
 
+    num_windows: int = 0
+    num_differing: int = 0
+    """Windows that differ at all."""
+    num_values: int = 0
+    """Bits, or numbers of a latent."""
+    num_off: int = 0
+    """Of these, bits that differ, and numbers that differ by more than rounding."""
+
+    def add(self, ours: NDArray[np.generic], stored: NDArray[np.generic]) -> None:
+        """Compare windows in pairs, (windows, ..) each: packed bits, or a latent in float16."""
+        self.num_windows += len(ours)
+        self.num_differing += int((ours != stored).reshape(len(ours), -1).any(axis=1).sum()) if len(ours) else 0
+        if ours.dtype == np.uint8:
+            self.num_values += 8 * ours.size
+            self.num_off += int(np.unpackbits(np.asarray(ours, np.uint8) ^ np.asarray(stored, np.uint8)).sum())
+            return
+        here, there = np.asarray(ours, np.float64), np.asarray(stored, np.float64)
+        self.num_values += here.size
+        allowed = TOLERATED_DISTANCE * np.maximum(1.0, np.maximum(np.abs(here), np.abs(there)))
+        self.num_off += int((~(np.abs(here - there) <= allowed)).sum())
+
+    @property
+    def share_off(self) -> float:
+        """Share of values that are off."""
+        return self.num_off / self.num_values if self.num_values else 0.0
+
+
+@dataclass
+class DeepVerified:
+    """The result: bits that differ by scale, emitted columns that differ, windows whose motion is not what it was."""
+
+    contract: Contract
     bits: BitCounts
     differing_numerics: Sequence[str]
     """``field: ours, theirs`` where this machine computes with other numerics than the dataset's."""
     findings: list[str] = field(default_factory=list)
+    emitted: dict[str, EmittedCounts] = field(default_factory=dict)
 
     @property
     def is_sound(self) -> bool:
-        """Whether all bits are equal; under other numerics, whether few enough differ."""
-        allowed = TOLERATED_SHARE if self.differing_numerics else 0.0
-        return not self.findings and self.bits.share <= allowed
+        """Whether all is equal; under other numerics, whether few enough bits and numbers differ."""
+        if self.findings:
+            return False
+        if self.differing_numerics:
+            shares = [self.bits.share, *(counts.share_off for counts in self.emitted.values())]
+            return max(shares) <= TOLERATED_SHARE
+        return not self.bits.num_differing and not any(counts.num_differing for counts in self.emitted.values())
 
 
 @dataclass(frozen=True)
@@ -69,6 +115,17 @@ class _Chosen:
     clip_id: str
     num_frames: int
     nth: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Chosen windows in the motion that was read: clip ids as the index names them, and where they stand.
+
+    The spans' own clip ids are those under which the motion was read.
+    """
+
+    clip_ids: Sequence[str]
+    spans: WindowSpans
 
 
 @dataclass(frozen=True)
@@ -96,7 +153,9 @@ def prepare_deep(dataset: OpenDataset, request: DeepRequest, run: RunConfig) -> 
 
 
 def deep_verify(job: DeepJob, run: RunConfig) -> DeepVerified:
-    """Encode randomly chosen windows again and compare their bits with the dataset's.
+    """Encode randomly chosen windows again and compare their bits, and what is emitted, with the dataset's.
+
+    Where latents are stored, flips are drawn from these again and must be equal, whatever the numerics.
 
     Raises:
         InputNotFoundError: the inputs do not hold a chosen clip.
@@ -104,29 +163,50 @@ def deep_verify(job: DeepJob, run: RunConfig) -> DeepVerified:
     """
     contract, device = job.dataset.manifest.contract, pick_device()
     here = contract.model_copy(update={"numerics": numerics_here(device)})
-    result = DeepVerified(BitCounts(contract.codec), here.differences(contract))
+    result = DeepVerified(contract, BitCounts(contract.codec), here.differences(contract))
+    model = read_checkpoint(job.codec.data, "codec.safetensors")
     encoder = WindowEncoder(
-        read_checkpoint(job.codec.data, "codec.safetensors"),
+        model,
         precision=contract.corpus.precision,
         batch_size=contract.corpus.batch_size,
         device=device,
         num_threads=run.threads or os.cpu_count() or 1,
     )
+    emitter = WindowEmitter(model, encoder, contract.corpus)
     reader = UnitReader({root.name: root.folder for root in job.roots}, contract.spec)
     for unit, chosen in _chosen_by_unit(job):
         block = reader.read([unit])
-        found = _find(block, chosen, unit, result)
+        found = _find(block, chosen, unit, result, Where(job.dataset.manifest.export.get("where", "")))
         if not found:
             continue
-        windows, begin, end, start = found
-        bits = encoder.encode(torch.tensor(block.motion), begin, end, start)
-        names = [window.clip_id for window in windows]
-        stored, is_stored = _stored_bits(job.dataset, names, start)
-        for row in np.flatnonzero(~is_stored):
-            result.findings.append(f"clip {names[row]!r} has no window at start_frame {start[row]} in the dataset")
-        half_bytes = contract.codec.half_bytes
-        result.bits.add(bits.reshape(-1, 2, half_bytes)[is_stored], stored[is_stored])
+        bits, emitted = emitter.encode(torch.tensor(block.motion), found.spans)
+        rows, stored = _stored_rows(job.dataset, found)
+        for row in np.setdiff1d(np.arange(len(bits)), rows):
+            where = f"start_frame {found.spans.start_frame[row]}"
+            result.findings.append(f"clip {found.clip_ids[row]!r} has no window at {where} in the dataset")
+        result.bits.add(bits.reshape(-1, 2, contract.codec.half_bytes)[rows], packed_bits(stored))
+        _compare_emitted(emitter, found, rows, stored, emitted, result)
     return result
+
+
+def _compare_emitted(
+    emitter: WindowEmitter, found: _Found, rows: Int64s, stored: pa.Table, emitted: Arrays, result: DeepVerified
+) -> None:
+    """Compare what is emitted of some windows with what the dataset stores of them."""
+    contract = result.contract
+    columns = {array.name: array for array in emitted_columns(contract.codec, contract.corpus)}
+    there = {name: array_of(stored[name], array.dtype).reshape(-1, *array.shape) for name, array in columns.items()}
+    for name in columns:
+        result.emitted.setdefault(name, EmittedCounts()).add(emitted[name][rows], there[name])
+    rule = contract.corpus.flips
+    if rule is None or "this_latent" not in there:
+        return
+    names = found.spans.clip_ids()
+    ids, starts = [names[row] for row in rows], found.spans.start_frame[rows]
+    drawn = emitter.draw_flips(there["this_latent"].astype(np.float16), ids, starts, rule)
+    for name, again in zip(("flip_targets", "flip_bits"), drawn, strict=True):
+        for row in np.flatnonzero((again != there[name]).any(axis=(1, 2, 3))):
+            result.findings.append(f"clip {ids[row]!r}, start_frame {starts[row]}: {name} are not those of its latent")
 
 
 def _chosen_by_unit(job: DeepJob) -> Iterator[tuple[Unit, list[_Chosen]]]:
@@ -161,27 +241,33 @@ def _chosen_by_unit(job: DeepJob) -> Iterator[tuple[Unit, list[_Chosen]]]:
 
 
 def _find(
-    block: MotionBlock, chosen: Sequence[_Chosen], unit: Unit, result: DeepVerified
-) -> tuple[list[_Chosen], Int64s, Int64s, Int64s] | None:
-    """Return the chosen windows that the motion still holds: first and last row of each one's clip, and start."""
+    block: MotionBlock, chosen: Sequence[_Chosen], unit: Unit, result: DeepVerified, where: Where
+) -> _Found | None:
+    """Return the chosen windows that the motion still holds."""
     kept = block.ledger.filter(pc.greater(block.ledger["num_windows"], 0))
     frames = kept["num_frames"].to_numpy().astype(np.int64)
     windows = kept["num_windows"].to_numpy().astype(np.int64)
     frame_end, window_end = np.cumsum(frames), np.cumsum(windows)
-    found: list[tuple[_Chosen, int, int, int]] = []
+    found: list[tuple[_Chosen, int, int, int, str]] = []
     for window in chosen:
         row = _row_of(kept, window.clip_id)
-        if row is None or frames[row] != window.num_frames or window.nth >= windows[row]:
+        starts = np.zeros(0, np.int64)
+        if row is not None and frames[row] == window.num_frames:
+            starts = block.start_frame[window_end[row] - windows[row] : window_end[row]]
+            source, window_frames = kept["source"][row].as_py(), result.bits.codec.window_frames
+            starts = starts_passing(where, starts, window.num_frames, source, window_frames)
+        if row is None or window.nth >= len(starts):
             what = "is not there any more" if row is None else "has another length now"
             result.findings.append(f"clip {window.clip_id!r} {what} ({unit.parts[0].source}): the input was changed")
             continue
         end = int(frame_end[row])
-        start = int(block.start_frame[window_end[row] - windows[row] + window.nth])
-        found.append((window, end - window.num_frames, end, start))
+        start, name = int(starts[window.nth]), kept["clip_id"][row].as_py()
+        found.append((window, end - window.num_frames, end, start, name))
     if not found:
         return None
-    columns = [np.array([item[column] for item in found], np.int64) for column in (1, 2, 3)]
-    return [item[0] for item in found], columns[0], columns[1], columns[2]
+    begins, ends, starts = (np.array([item[column] for item in found], np.int64) for column in (1, 2, 3))
+    read_as = [item[4] for item in found]
+    return _Found([item[0].clip_id for item in found], WindowSpans(begins, ends, starts, lambda: read_as))
 
 
 def _row_of(ledger: pa.Table, clip_id: str) -> int | None:
@@ -195,25 +281,21 @@ def _row_of(ledger: pa.Table, clip_id: str) -> int | None:
     return next(rows, None)
 
 
-def _stored_bits(
-    dataset: OpenDataset, clip_ids: Sequence[str], starts: Int64s
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return the dataset's bits of windows, (windows, 2, half_bytes), and which of the windows it has."""
-    name = next(iter(dataset.manifest.shards))
-    rows = {key: row for row, key in enumerate(zip(clip_ids, starts.tolist(), strict=True))}
-    bits = np.zeros((len(starts), 2, dataset.manifest.contract.codec.half_bytes), np.uint8)
-    is_found = np.zeros(len(starts), np.bool_)
-    wanted = pa.array(sorted(set(clip_ids)))
+def _stored_rows(dataset: OpenDataset, found: _Found) -> tuple[Int64s, pa.Table]:
+    """Return which of the windows the dataset has, and its rows of them, in one order."""
+    name, contract = next(iter(dataset.manifest.shards)), dataset.manifest.contract
+    keys_found = zip(found.clip_ids, found.spans.start_frame.tolist(), strict=True)
+    rows = {key: row for row, key in enumerate(keys_found)}
+    parts = [token_schema(contract.codec, contract.corpus).empty_table()]
+    places: list[int] = []
+    wanted = pa.array(sorted(set(found.clip_ids)))
     for shard in dataset.shards_of(name, wanted):
         table = dataset.read_shard(name, shard)
         table = table.filter(pc.is_in(table["clip_id"], value_set=wanted))
-        keys = zip(table["clip_id"].to_pylist(), table["start_frame"].to_pylist(), strict=True)
-        there = [(row, rows[key]) for row, key in enumerate(keys) if key in rows]
-        if there:
-            source, target = (np.array(column) for column in zip(*there, strict=True))
-            bits[target] = packed_bits(table)[source]
-            is_found[target] = True
-    return bits, is_found
+        keys = list(zip(table["clip_id"].to_pylist(), table["start_frame"].to_pylist(), strict=True))
+        parts.append(table.filter(pa.array([key in rows for key in keys], pa.bool_())))
+        places.extend(rows[key] for key in keys if key in rows)
+    return np.array(places, np.int64), pa.concat_tables(part.drop_columns(["source"]) for part in parts)
 
 
 def _unit_keys(dataset: OpenDataset) -> list[str]:

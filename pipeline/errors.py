@@ -38,6 +38,14 @@ class OutputMismatchError(RequestError):
     """The output holds something else than this run would continue."""
 
 
+class ContractMismatchError(RequestError):
+    """Tokens of a dataset mean something else than they are wanted for."""
+
+
+class StreamStateError(RequestError):
+    """The state of a stream cannot be told here, or is of another stream."""
+
+
 class DataError(MotionTokensError):
     """The data is wrong; trying again would not help."""
 

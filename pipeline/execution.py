@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.blocks import UnitAccount
 from pipeline.config import Numerics
-from pipeline.export.dataset import BuildShards
+from pipeline.export.tasks import RunTasks
 from pipeline.isolation import Survives
 from pipeline.observer import JobObserver
 from pipeline.plan import Unit
@@ -48,6 +48,8 @@ class JobRecord:
     stage_seconds: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
+    audio: dict[str, float] = field(default_factory=dict)
+    """Clips with audio, those whose audio drifts by more than a frame, and the largest drift; empty without audio."""
     notes: dict[str, Any] = field(default_factory=dict)
     already_complete: bool = False
     gate: GateResult | None = None
@@ -67,6 +69,9 @@ class JobRecord:
         )
         self.drops.update(account.drops)
         self.stage_seconds.update(account.seconds)
+        for name, value in account.audio.items():
+            standing = self.audio.get(name, 0)
+            self.audio[name] = max(standing, value) if name == "largest_drift_s" else standing + value
 
 
 class TokenizeProgress:
@@ -131,7 +136,8 @@ class Executor:
     start: Callable[[], None]
     """Called once there is work; a second call does nothing."""
     tokenize: RunStages
-    build: BuildShards
+    build: RunTasks
+    """Runs the tasks of an export."""
     measure: MeasureUnits
     survives: Survives
     numerics: Callable[[], Numerics]

@@ -8,19 +8,23 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
 from pipeline.config import ExportSpec, canonical_json
-from pipeline.errors import OutputMismatchError
+from pipeline.errors import ConfigError, OutputMismatchError
 from pipeline.export.build import Fragment
-from pipeline.export.dataset import BuildShards, ExportSource, export_dataset
+from pipeline.export.dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
 from pipeline.export.reuse import StandingShards
+from pipeline.export.selection import check_columns
 from pipeline.export.splits import listed_splits
+from pipeline.export.tasks import RunTasks
 from pipeline.job_config import JobConfig, SplitConfig
 from pipeline.manifest import Manifest, joined_status, read_beside, read_manifest, shared_gate
 from pipeline.observer import JobObserver
+from pipeline.read_units import ClipFilter
 from pipeline.run_lease import RunLease
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
@@ -30,11 +34,11 @@ MARKER_PATH = "_store/export.json"
 
 
 def export_datasets(
-    datasets: Sequence[str], lease: RunLease, config: JobConfig, build: BuildShards, observer: JobObserver
+    datasets: Sequence[str], lease: RunLease, config: JobConfig, run: RunTasks, observer: JobObserver
 ) -> Manifest:
     """Write one dataset from the token stores of others, or its own shards anew.
 
-    What the configuration does not set stays as the (first) dataset was exported.
+    What the configuration does not set stays as the (first) dataset was exported, its filter included.
 
     Args:
         datasets: folders of published datasets, each with its `_store`.
@@ -44,7 +48,8 @@ def export_datasets(
     Raises:
         OutputMismatchError: a folder holds no dataset with a store, contracts differ, or the output holds
             another dataset.
-        NoClipLeftError: every clip was dropped.
+        ConfigError: filter or splits ask for a column that there is not.
+        NoClipLeftError: every clip was dropped, or none passes the filter.
         IncompleteError: a fragment is missing, or another run is active.
     """
     observer.on_stage("export")
@@ -60,25 +65,43 @@ def export_datasets(
                 f"{folder} cannot be merged with {folders[0]}: {'; '.join(differences[:5])}."
                 " Next: export them separately"
             )
+    job = _prepared(list(zip(folders, manifests, strict=True)), config)
     if len(folders) > 1 or output.path_below(folders[0]) != "":
         _claim(output, first.spec_id, folders)
     with lease.held():
-        return _export(list(zip(folders, manifests, strict=True)), output, config, build, observer)
+        return _export(job, output, config, run, observer)
 
 
-def _export(
-    datasets: Sequence[tuple[Folder, Manifest]],
-    output: Folder,
-    config: JobConfig,
-    build: BuildShards,
-    observer: JobObserver,
-) -> Manifest:
+@dataclass(frozen=True)
+class _Job:
+    """An export that can start."""
+
+    datasets: Sequence[tuple[Folder, Manifest]]
+    spec: ExportSpec
+    listed: Mapping[str, str]
+    """Clip id -> split, for `splits.by: file`."""
+    clips: ClipFilter
+
+
+def _prepared(datasets: Sequence[tuple[Folder, Manifest]], config: JobConfig) -> _Job:
+    """Read and check what is asked for, before anything is written.
+
+    Raises:
+        RequestError: a list is missing, or filter or splits ask for a column that there is not.
+    """
+    clips = _clip_lists(datasets, config)
+    spec, listed = _spec_and_splits(config, datasets, clips)
+    check_columns(spec, datasets[0][1].contract.corpus)
+    return _Job(datasets, spec, listed, clips)
+
+
+def _export(job: _Job, output: Folder, config: JobConfig, run: RunTasks, observer: JobObserver) -> Manifest:
+    datasets = job.datasets
     first_folder, first = datasets[0]
     is_in_place = len(datasets) == 1 and output.path_below(first_folder) == ""
     stores = tuple(TokenStore.of(folder, first.spec_id) for folder, _ in datasets)
     plans = [store.plan_of_version(manifest.version) for store, (_, manifest) in zip(stores, datasets, strict=True)]
     fragments = tuple(Fragment(index, unit.key, unit.stamp) for index, plan in enumerate(plans) for unit in plan.units)
-    spec, listed = _spec_and_splits(config, datasets)
     manifests = [manifest for _, manifest in datasets]
     standing = StandingShards.of_published(output, stores[0]) if is_in_place else StandingShards()
     source = ExportSource(
@@ -88,8 +111,9 @@ def _export(
         standing=standing,
         status=joined_status(manifests),
         gate=shared_gate(manifests),
+        clips=job.clips,
     )
-    exported = export_dataset(source, output, spec, listed, build, observer)
+    exported = export_dataset(source, output, job.spec, job.listed, run, observer)
     if is_in_place:
         publish_dataset(output, exported, stores[0], plans[0])
     else:
@@ -136,25 +160,41 @@ def _claim(output: Folder, spec_id: str, folders: Sequence[Folder]) -> None:
         raise OutputMismatchError(f"{output} holds the export of another dataset ({sources}): name another folder")
 
 
+def _clip_lists(datasets: Sequence[tuple[Folder, Manifest]], config: JobConfig) -> ClipFilter:
+    """Return the clips that the export takes or leaves out by name.
+
+    Raises:
+        ConfigError: the first dataset was exported with lists; a dataset does not hold them.
+    """
+    folder, first = datasets[0]
+    if first.export.get("clips") and "clips" not in config.export.model_fields_set:
+        raise ConfigError(
+            f"{folder} was exported with lists of clips, which a dataset does not hold: name them again as"
+            " export.clips, or take all clips with --set export.clips={}"
+        )
+    return ClipFilter.read(config.export.clips, config.run.storage_options)
+
+
 def _spec_and_splits(
-    config: JobConfig, datasets: Sequence[tuple[Folder, Manifest]]
+    config: JobConfig, datasets: Sequence[tuple[Folder, Manifest]], clips: ClipFilter
 ) -> tuple[ExportSpec, Mapping[str, str]]:
     """Return the first dataset's way of exporting with what the configuration sets laid over it."""
     first = datasets[0][1]
-    given = {name: getattr(config.export, name) for name in config.export.model_fields_set}
+    given = {name: getattr(config.export, name) for name in config.export.model_fields_set - {"clips", "splits"}}
     if "duplicate_ids" in config.input.model_fields_set:
         given["duplicate_ids"] = config.input.duplicate_ids
-    if "splits" in given:
-        listed, digest = listed_splits(config.export.splits, config.run.storage_options)
-        splits = given.pop("splits")
+    if "splits" in config.export.model_fields_set:
+        splits = config.export.splits
+        listed, digest = listed_splits(splits, config.run.storage_options)
     else:
         tree = first.export["splits"]
         is_listed = tree["by"] == "file"
         splits = SplitConfig(**tree, file="the source's" if is_listed else None)
         listed, digest = (_splits_of_index(datasets) if is_listed else {}), first.export["split_file"]
-    standing = {name: value for name, value in first.export.items() if name not in ("splits", "split_file")}
-    spec = ExportSpec(**{**standing, **given, "splits": splits, "split_file": digest})
-    return spec, listed
+    own = ("splits", "split_file", "clips", "global_order")
+    standing = {name: value for name, value in first.export.items() if name not in own}
+    fields = {**standing, **given, "splits": splits, "split_file": digest, "clips": clips.digest}
+    return ExportSpec(**fields), listed
 
 
 def _splits_of_index(datasets: Sequence[tuple[Folder, Manifest]]) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
     units --read--> motion --tokenize--> bits --write--> fragments    (tokenize_with_ray)
     fragments --build--> shards                                       (build_with_ray)
+    fragments --deal--> slots --gather--> shards, shuffled            (build_with_ray, twice)
 
-In the first line, a Ray Data graph, one row is one run of units and one task a stage; the second needs
+In the first line, a Ray Data graph, one row is one run of units and one task a stage; the others need
 no graph, only tasks. What a stage does stands in read_units.py,
-tokenizer_actor.py, write_fragments.py and export/build.py; here is only who calls whom, and on what.
+tokenizer_actor.py, write_fragments.py, export/build.py and export/shuffle.py; here is only who calls whom, and on what.
 plain_loop.py calls the same stages without Ray.
 Exactly-once comes from planned units and atomic commits, never from Ray: a task may run twice.
 """
@@ -27,7 +28,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_text, units_to_text
 from pipeline.errors import IncompleteError, MotionTokensError
 from pipeline.execution import TokenizeProgress, TokenizeStages
-from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
+from pipeline.export.tasks import Builder, Result, Task
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
 from pipeline.tokenizer_actor import TokenizerActor, TokenizerSettings
@@ -89,8 +90,8 @@ def _touch(reader: UnitReader, unit: Unit) -> None:
     reader.touch(unit)
 
 
-def build_with_ray(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
-    """Build shards in Ray tasks, a few ahead of what is taken."""
+def build_with_ray(tasks: Sequence[Task], builder: Builder[Task, Result]) -> Iterator[Result]:
+    """Do the tasks of an export in Ray tasks, a few ahead of what is taken."""
     build: Any = ray.remote(num_cpus=1)(_build_remotely)
     remote_builder = ray.put(builder)
     ahead = max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
@@ -103,15 +104,15 @@ def build_with_ray(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterato
         yield from _first_done(waiting)
 
 
-def _build_remotely(builder: ShardBuilder, task: ShardTask) -> list[ShardResult]:
+def _build_remotely(builder: Builder[Task, Result], task: Task) -> list[Result]:
     return list(builder.build(task))
 
 
-def _first_done(waiting: list[Any]) -> list[ShardResult]:
+def _first_done(waiting: list[Any]) -> list[Any]:
     done, rest = ray.wait(waiting, num_returns=1)
     waiting[:] = rest
     try:
-        results: list[ShardResult] = ray.get(done[0])
+        results: list[Any] = ray.get(done[0])
     except ray.exceptions.RayError as error:
         raise own_error(error) from error
     return results

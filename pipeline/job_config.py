@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,7 @@ from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from pipeline.errors import ConfigError
+from pipeline.where import parse_where
 
 MIB = 1 << 20
 
@@ -40,6 +41,13 @@ def _parse_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 
+def _items(value: object) -> object:
+    """Return the items of a list, or of a text with commas, as a tuple; anything else as it is."""
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -50,11 +58,26 @@ class ClipList(_Section):
     include: str | None = None
     exclude: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _file_means_include(cls, value: object) -> object:
+        return {"include": value} if isinstance(value, str) else value
+
+
+class AudioConfig(_Section):
+    """Where a clip's audio is found, and how it is kept; without a field there is none."""
+
+    field: str | None = Field(None, description="field with the audio: numbers, wav or flac bytes, or a path")
+    rate_hz: int | None = Field(None, ge=1, description="samples a second: wanted of files, and those of plain arrays")
+    mode: Literal["cut", "reference"] = Field("cut", description="cut: samples a window; reference: path and range")
+    encoding: Literal["int16", "flac"] = Field("int16", description="of samples that are cut")
+    tolerance_s: float = Field(0.2, ge=0, description="how far audio and motion may differ in length")
+
 
 class InputConfig(_Section):
     """How motion is found inside the input files."""
 
-    format: Literal["auto", "parquet", "webdataset", "npz", "npy"] = "auto"
+    format: Literal["auto", "parquet", "webdataset", "npz", "npy", "lmdb"] = "auto"
     clip_id_field: str | None = Field(None, description="field with the clip id; default: clip_id, else the path")
     motion_field: str = Field("motion", description="field with the motion, (frames, dims)")
     motion_dim: int | None = Field(None, ge=1, description="dims a frame as stored; only for flat lists with columns")
@@ -64,13 +87,28 @@ class InputConfig(_Section):
     max_abs_z: float | None = Field(10_000.0, gt=0, description="deviations from the codec's mean; null: any")
     max_frozen_frames: int | None = Field(None, ge=1, description="equal frames in a row; default: any number")
     clips: ClipList = ClipList()
+    carry: tuple[str, ...] = Field((), description="fields to carry along, a clip's own in each of its windows")
+    audio: AudioConfig = AudioConfig()
     duplicate_ids: Literal["reject", "suffix"] = "reject"
     checksum: bool = Field(False, description="tell changed files by their content, not by etag or time of change")
 
-    @field_validator("clips", mode="before")
+    @field_validator("carry", mode="before")
     @classmethod
-    def _file_means_include(cls, value: object) -> object:
-        return {"include": value} if isinstance(value, str) else value
+    def _comma_list(cls, value: object) -> object:
+        return _items(value)
+
+    @field_validator("carry")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({name for name in value if value.count(name) > 1})
+        if twice or "" in value:
+            raise ValueError(f"name each field once; twice or empty: {', '.join(twice) or repr('')}")
+        return value
+
+    @field_validator("audio", mode="before")
+    @classmethod
+    def _text_means_field(cls, value: object) -> object:
+        return {"field": value} if isinstance(value, str) else value
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -116,7 +154,7 @@ def check_split_name(name: str) -> None:
 class SplitConfig(_Section):
     """How clips are divided into splits."""
 
-    by: str = Field("clip_id", description="clip_id, source, or file")
+    by: str = Field("clip_id", min_length=1, description="clip_id, source, another column of clips, or file")
     ratios: dict[str, float] = {"train": 0.98, "val": 0.01, "test": 0.01}
     salt: str = ""
     file: str | None = Field(None, description="JSON: split name -> list of clip ids; with by: file")
@@ -128,8 +166,6 @@ class SplitConfig(_Section):
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
-        if self.by not in ("clip_id", "source", "file"):
-            raise ValueError(f"by must be clip_id, source or file, not {self.by!r}")
         if (self.by == "file") != (self.file is not None):
             raise ValueError("by: file and file: PATH go together")
         for name, ratio in self.ratios.items():
@@ -149,16 +185,38 @@ class ExportConfig(_Section):
     shuffle: Literal["none", "shard", "global"] = "none"
     seed: int = Field(0, ge=0, description="seed of the shuffle")
     splits: SplitConfig = SplitConfig()
+    where: str = Field("", description="only what passes, such as \"speaker == 'anna' and num_frames > 500\"")
+    clips: ClipList = ClipList()
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _is_a_filter(cls, value: object) -> object:
+        """Put it in the one spelling, so that spaces and quotes make no other dataset."""
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return ""
+        return parse_where(value).text if isinstance(value, str) else value
 
     @field_validator("formats", mode="before")
     @classmethod
     def _comma_list(cls, value: object) -> object:
-        items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
-        if isinstance(items, list | tuple):
+        items = _items(value)
+        if isinstance(items, tuple):
             if not items:
                 raise ValueError("name at least one format: parquet, webdataset")
             return tuple(sorted(set(items)))
         return items
+
+
+Emitted = Literal["latent", "flips", "decoded_prev"]
+EMITTED: tuple[Emitted, ...] = get_args(Emitted)
+
+
+class FlipConfig(_Section):
+    """Pairs of bits for self-correction: what `emit: [flips]` stores, and what a loader draws by the same rule."""
+
+    pairs: int = Field(4, ge=1, le=64, description="pairs a window")
+    ratio: float = Field(0.3, ge=0, le=1, description="largest chance of a flip; a window and scale draws from 0 to it")
+    seed: int = Field(0, ge=0, description="another number draws other flips")
 
 
 class RunConfig(_Section):
@@ -197,11 +255,20 @@ class JobConfig(_Section):
     units: UnitConfig = UnitConfig()
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     batch_size: int | None = Field(None, ge=1, description="windows a batch; default: 32 on CPU, 1024 on GPU")
+    emit: tuple[Emitted, ...] = Field((), description="what to store beside the bits")
+    flips: FlipConfig = FlipConfig()
     export: ExportConfig = ExportConfig()
     gate: Literal["enforce", "warn", "off"] = Field("enforce", description="what to do where decoding fails")
     max_error_ratio: float = Field(2.0, ge=1, description="times the error that the checkpoint recorded")
     max_flip_rate: float | None = Field(None, ge=0, le=1, description="share of bits that may depend on rounding")
     run: RunConfig = RunConfig()
+
+    @field_validator("emit", mode="before")
+    @classmethod
+    def _emit_in_order(cls, value: object) -> object:
+        items = _items(value)
+        known = [item for item in EMITTED if item in items] if isinstance(items, tuple) else []
+        return tuple(known) if isinstance(items, tuple) and set(items) <= set(EMITTED) else items
 
     @field_validator("gate", mode="before")
     @classmethod

@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import CodecSpec, corpus_spec
 from pipeline.job_config import JobConfig
-from pipeline.quarantine import ClipProblem
+from pipeline.quarantine import ClipError, ClipProblem
 from pipeline.sources.arrays import HEADER_FAULTS, HEADER_READERS, ZIP_FAULTS
 from pipeline.sources.clip import MeasurableClip, clip_to_measure
 from pipeline.sources.registry import cut_file, format_of, read_part
@@ -30,7 +30,7 @@ MAX_CLIPS, MAX_BYTES = 1000, 64 << 20
 """Of a file, no more is read."""
 
 CLIPS_KEPT = 5
-_FAULTS = (pa.ArrowException, tarfile.TarError, OSError, *HEADER_FAULTS, *ZIP_FAULTS)
+_FAULTS = (ClipError, pa.ArrowException, tarfile.TarError, OSError, *HEADER_FAULTS, *ZIP_FAULTS)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,13 @@ def glimpse_of(folder: Folder, file: StoredFile, config: JobConfig) -> MotionGli
 def stored_fields(folder: Folder, path: str, config: JobConfig) -> list[StoredField]:
     """Return what a motion file stores under which name; empty where that cannot be read."""
     kind = format_of(path, config.input.format)
-    readers = {"parquet": _columns, "webdataset": _members, "npz": _arrays, "npy": _array}
+    readers = {
+        "parquet": _columns,
+        "webdataset": _members,
+        "npz": _arrays,
+        "npy": _array,
+        "lmdb": _arrays_of_first_value,
+    }
     try:
         return list(readers[kind](folder, path))
     except _FAULTS:
@@ -137,7 +143,18 @@ def _members(folder: Folder, path: str) -> Iterator[StoredField]:
 
 
 def _arrays(folder: Folder, path: str) -> Iterator[StoredField]:
-    with folder.open(path) as file, zipfile.ZipFile(file) as archive:
+    with folder.open(path) as file:
+        yield from _arrays_in(file)
+
+
+def _arrays_of_first_value(folder: Folder, path: str) -> Iterator[StoredField]:
+    from pipeline.sources.lmdb import first_value
+
+    yield from _arrays_in(io.BytesIO(first_value(folder, path)))
+
+
+def _arrays_in(file: BinaryIO) -> Iterator[StoredField]:
+    with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             with archive.open(info) as member:
                 yield _field_of_npy(info.filename.removesuffix(".npy"), io.BytesIO(member.read(4096)))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.blocks import UnitAccount
 from pipeline.execution import TokenizeProgress, TokenizeStages
-from pipeline.export.build import ShardBuilder, ShardResult, ShardTask
+from pipeline.export.tasks import Builder, Result, Task
 from pipeline.plan import Unit
 from pipeline.tokenizer_actor import TokenizerActor
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
@@ -29,8 +29,8 @@ def tokenize_here(
         yield stages.writer.write(tokenizer.tokenize(stages.reader.read(run)))
 
 
-def build_here(tasks: Sequence[ShardTask], builder: ShardBuilder) -> Iterator[ShardResult]:
-    """Build shards in this process, one after the other."""
+def build_here(tasks: Sequence[Task], builder: Builder[Task, Result]) -> Iterator[Result]:
+    """Do the tasks of an export in this process, one after the other."""
     for task in tasks:
         yield from builder.build(task)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,18 +16,20 @@ import pyarrow as pa
 from pipeline.blocks import RUN_LEDGER_SCHEMA, MotionBlock
 from pipeline.config import TokenSpec, digest_of
 from pipeline.errors import StorageError
+from pipeline.job_config import ClipList
 from pipeline.plan import Unit, listed_of
 from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.schema import clip_schema
 from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
 from pipeline.sources.plausible import Statistics, check_plausible
 from pipeline.sources.registry import read_part
-from pipeline.storage import Folder
+from pipeline.storage import Folder, read_text
 from pipeline.windows import window_starts
 
 
 @dataclass(frozen=True)
 class ClipFilter:
-    """Clip ids that `input.clips` names: only `include` where it is given, never `exclude`."""
+    """Clip ids that lists of clips name: only `include` where it is given, never `exclude`."""
 
     include: frozenset[str] | None = None
     exclude: frozenset[str] = frozenset()
@@ -38,9 +41,28 @@ class ClipFilter:
             return ""
         return digest_of([sorted(self.include or ()), self.include is None, sorted(self.exclude)])
 
+    @classmethod
+    def read(cls, lists: ClipList, options: Mapping[str, Any]) -> ClipFilter:
+        """Return the ids that lists of clips name.
+
+        Args:
+            options: for fsspec.
+
+        Raises:
+            InputNotFoundError: a file is missing.
+        """
+        return cls(
+            include=_ids_of(lists.include, options) if lists.include is not None else None,
+            exclude=_ids_of(lists.exclude, options) if lists.exclude is not None else frozenset(),
+        )
+
     def admits(self, clip_id: str) -> bool:
         """Say whether a clip belongs to the corpus."""
         return clip_id not in self.exclude and (self.include is None or clip_id in self.include)
+
+
+def _ids_of(path: str, options: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(line.strip() for line in read_text(path, options).splitlines() if line.strip())
 
 
 @dataclass(frozen=True)
@@ -70,6 +92,7 @@ class UnitReader:
         rows: list[dict[str, object]] = []
         motion: list[np.ndarray] = []
         starts: list[np.ndarray] = []
+        carried: list[dict[str, Any]] = []
         for index, unit in enumerate(units):
             for clip in self._clips(unit):
                 if isinstance(clip, ClipProblem):
@@ -81,6 +104,7 @@ class UnitReader:
                 if not too_short:
                     motion.append(clip.motion)
                     starts.append(clip_starts)
+                    carried.append(self._clip_row(clip))
                 rows.append(
                     {
                         "clip_id": clip.clip_id,
@@ -102,7 +126,16 @@ class UnitReader:
             ledger=pa.Table.from_pylist(rows, schema=RUN_LEDGER_SCHEMA),
             start_frame=np.concatenate(starts) if starts else np.zeros(0, np.int64),
             seconds={"read": time.perf_counter() - begin},
+            clip_columns=pa.Table.from_pylist(carried, schema=clip_schema(self.spec.corpus)),
         )
+
+    def _clip_row(self, clip: PreparedClip) -> dict[str, Any]:
+        """Return what is carried along of a clip: a row of `clip_schema`."""
+        if clip.audio is None:
+            return dict(clip.carried)
+        samples = clip.audio.samples
+        sound = {"audio_path": clip.audio.path} if samples is None else {"audio": samples.astype("<i2").tobytes()}
+        return {**clip.carried, **sound, "audio_rate_hz": clip.audio.rate_hz, "audio_drift_s": clip.audio.drift_s}
 
     def check_unchanged(self, unit: Unit) -> None:
         """Make sure that what was read is what the plan saw: with checksums too, by size and version.

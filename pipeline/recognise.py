@@ -21,7 +21,7 @@ from pipeline.errors import InputFormatError, InputNotFoundError
 from pipeline.manifest import MANIFEST_PATH
 from pipeline.motion_statistics import STATISTICS_KIND
 from pipeline.schema import CONTRACT_KEY
-from pipeline.sources.registry import SUFFIXES
+from pipeline.sources.registry import SUFFIXES, format_by_suffix
 from pipeline.storage import Folder, parent_and_name, without_secrets
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -90,7 +90,7 @@ def _of_file(folder: Folder, name: str) -> Found:
         return Found(Kind.CHECKPOINT, folder, name)
     if suffix == ".json":
         return Found(_kind_of_json(folder, name), folder, name)
-    kind = SUFFIXES.get(suffix)
+    kind = format_by_suffix(name)
     if kind is None:
         known = ", ".join([*SUFFIXES, *CHECKPOINT_SUFFIXES, ".json", "a folder"])
         raise InputFormatError(f"{without_secrets(folder.url_of(name))}: not a kind that is known ({known})")

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pipeline.codec import Codec, open_codec
 from pipeline.config import Contract, ExportSpec, corpus_spec, export_spec
 from pipeline.errors import ConfigError, InputNotFoundError, OutputMismatchError
 from pipeline.execution import Executor
+from pipeline.export.selection import check_columns
 from pipeline.export.splits import listed_splits
 from pipeline.job_config import JobConfig
 from pipeline.manifest import read_manifest
 from pipeline.observer import JobObserver
 from pipeline.read_units import ClipFilter
-from pipeline.sources.registry import SUFFIXES
-from pipeline.storage import Folder, InputRoot, open_inputs, read_text, with_checksums
+from pipeline.sources.fields import carried_kinds
+from pipeline.sources.registry import open_readable
+from pipeline.storage import Folder, InputRoot, with_checksums
 from pipeline.token_store import TokenStore
 
 DEFAULT_BATCH_CPU, DEFAULT_BATCH_GPU = 32, 1024
@@ -53,6 +54,8 @@ class Job:
     contract: Contract
     export: ExportSpec
     clips: ClipFilter
+    chosen: ClipFilter
+    """Clips that the export takes or leaves out by name."""
     listed: Mapping[str, str]
 
     @property
@@ -77,12 +80,14 @@ def prepare(request: TokenizeRequest, executor: Executor, observer: JobObserver 
     output = Folder(request.output, options)
     roots = open_motion(request.inputs, output, config.input.format)
     codec = open_codec(request.checkpoint, preset=request.preset, model_config=request.model_config, options=options)
-    clips = clip_filter(config, options)
+    clips = ClipFilter.read(config.input.clips, options)
+    chosen = ClipFilter.read(config.export.clips, options)
     corpus = corpus_spec(
         config,
         codec.spec,
         batch_size=config.batch_size or (DEFAULT_BATCH_GPU if executor.num_gpus else DEFAULT_BATCH_CPU),
         clips_digest=clips.digest,
+        carried_kinds=carried_kinds(roots, config.input),
     )
     if corpus.columns is not None and len(corpus.columns) != codec.spec.motion_dim:
         raise ConfigError(
@@ -93,7 +98,9 @@ def prepare(request: TokenizeRequest, executor: Executor, observer: JobObserver 
     contract = _standing_contract(output, contract, config)
     if config.input.checksum:
         roots = _read_checksums(roots, observer or JobObserver())
-    return Job(config, output, roots, codec, contract, export_spec(config, split_digest), clips, listed)
+    export = export_spec(config, split_digest, chosen.digest)
+    check_columns(export, contract.corpus)
+    return Job(config, output, roots, codec, contract, export, clips, chosen, listed)
 
 
 def _read_checksums(roots: Sequence[InputRoot], observer: JobObserver) -> list[InputRoot]:
@@ -121,8 +128,7 @@ def open_motion(inputs: Sequence[str], output: Folder, motion_format: str) -> li
         InputNotFoundError: an input is missing or holds no motion.
         InputFormatError: a file named directly has an unknown suffix.
     """
-    suffixes = tuple(SUFFIXES) if motion_format == "auto" else ()
-    return [_without_output(root, output) for root in open_inputs(inputs, suffixes, output.options)]
+    return [_without_output(root, output) for root in open_readable(inputs, motion_format, output.options)]
 
 
 def _without_output(root: InputRoot, output: Folder) -> InputRoot:
@@ -171,20 +177,3 @@ def _standing_contract(output: Folder, contract: Contract, config: JobConfig) ->
 def _mismatch(output: Folder, ours: Contract, theirs: Contract, next_step: str) -> OutputMismatchError:
     fields = "; ".join(ours.differences(theirs)[:5])
     return OutputMismatchError(f"{output} holds a dataset of another contract: {fields}. Next: {next_step}")
-
-
-def clip_filter(config: JobConfig, options: Mapping[str, Any]) -> ClipFilter:
-    """Return the ids that `input.clips` names, read from its files.
-
-    Raises:
-        InputNotFoundError: a file is missing.
-    """
-    include, exclude = config.input.clips.include, config.input.clips.exclude
-    return ClipFilter(
-        include=_ids_of(include, options) if include is not None else None,
-        exclude=_ids_of(exclude, options) if exclude is not None else frozenset(),
-    )
-
-
-def _ids_of(path: str, options: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(line.strip() for line in read_text(path, options).splitlines() if line.strip())

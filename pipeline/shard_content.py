@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.config import Contract, canonical_json, hash64
 from pipeline.errors import VerifyError
 from pipeline.export.layout import mixed_hash
-from pipeline.export.webdataset import rows_of_tar
+from pipeline.export.webdataset import table_of_tar
 from pipeline.manifest import ShardFile
 from pipeline.schema import CONTRACT_KEY, token_schema
 from pipeline.windows import valid_frames
@@ -53,16 +53,11 @@ def content_of_tar(data: bytes, shard: ShardFile, contract: Contract) -> ShardCo
     Raises:
         VerifyError: its samples are not whole.
     """
-    schema = token_schema(contract.codec.half_bytes)
-    rows = [
-        {**row, "prev_bits": prev, "this_bits": this}
-        for row, prev, this in rows_of_tar(data, contract.codec, shard.path)
-    ]
-    return _content_of_rows(pa.Table.from_pylist(rows, schema=schema), contract)
+    return _content_of_rows(table_of_tar(data, contract.codec, contract.corpus, shard.path), contract)
 
 
 def _content_of_rows(table: pa.Table, contract: Contract) -> ShardContent:
-    schema = token_schema(contract.codec.half_bytes)
+    schema = token_schema(contract.codec, contract.corpus)
     if not table.schema.equals(schema):
         raise VerifyError(f"columns are {table.schema.names}, wanted {schema.names} of their types")
     codes = table["clip_id"].combine_chunks().dictionary_encode()
@@ -84,11 +79,15 @@ def _content_of_rows(table: pa.Table, contract: Contract) -> ShardContent:
 
 def _column_bytes(column: pa.ChunkedArray) -> bytes:
     kind = column.type
-    if pa.types.is_integer(kind):
+    if pa.types.is_integer(kind) and not column.null_count:
         numbers: bytes = column.to_numpy().tobytes()
         return numbers
     values = column.to_pylist()
-    return b"".join(values) if pa.types.is_fixed_size_binary(kind) else "\0".join(values).encode()
+    if pa.types.is_fixed_size_binary(kind):
+        return b"".join(values)
+    if pa.types.is_binary(kind):
+        return b"".join(len(value).to_bytes(8, "little") + value for value in values)
+    return canonical_json(values).encode()
 
 
 def window_sum(starts: np.ndarray, num_frames: int, window_frames: int) -> int:

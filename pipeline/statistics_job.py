@@ -21,10 +21,8 @@ from pipeline.motion_file import codec_to_be
 from pipeline.motion_statistics import MotionStatistics, input_settings, statistics_of
 from pipeline.plan import Plan, group_units, make_plan
 from pipeline.quarantine import NEXT_STEP, DropReason
-from pipeline.read_units import UnitReader
-from pipeline.request import clip_filter
-from pipeline.sources.registry import SUFFIXES
-from pipeline.storage import open_inputs
+from pipeline.read_units import ClipFilter, UnitReader
+from pipeline.sources.registry import open_readable
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 
 MAX_DIMS = 64
@@ -68,8 +66,8 @@ def measure_motion(request: StatisticsRequest, executor: Executor, observer: Sta
         raise ConfigError(f"--fps {request.fps:g}: the rate must be a number above 0")
     if config.input.resample == "linear" and request.fps is None:
         raise ConfigError("input.resample=linear needs a rate to convert to: give the codec's with --fps NUMBER")
-    roots = open_inputs(request.inputs, tuple(SUFFIXES) if config.input.format == "auto" else (), options)
-    clips = clip_filter(config, options)
+    roots = open_readable(request.inputs, config.input.format, options)
+    clips = ClipFilter.read(config.input.clips, options)
     codec = codec_to_be(config, request.fps)
     corpus = corpus_spec(config, codec, batch_size=1, clips_digest=clips.digest)
     plan = make_plan(roots, corpus)

@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from bitwise_vae.config import PRESETS
 from pipeline.config import CodecSpec, Contract
 from pipeline.errors import InputFormatError, OutputMismatchError, VerifyError
-from pipeline.export.webdataset import rows_of_tar
+from pipeline.export.webdataset import table_of_tar
 from pipeline.manifest import read_manifest
+from pipeline.quarantine import ClipError
 from pipeline.recognise import Found, Kind
-from pipeline.schema import CONTRACT_KEY, LEDGER_KEY, token_schema
+from pipeline.schema import CONTRACT_KEY, LEDGER_KEY
 from pipeline.sources.arrays import array_from_npy
-from pipeline.sources.clip import ClipError
 from pipeline.storage import parent_and_name
 
 LEVELS_UP = 4
@@ -73,8 +73,7 @@ def _of_parquet(data: bytes) -> TokenShard:
 def _of_tar(data: bytes, found: Found) -> TokenShard:
     contract = _contract_around(found)
     codec = contract.codec if contract else _codec_of_arrays(data)
-    rows = [{**row, "prev_bits": prev, "this_bits": this} for row, prev, this in rows_of_tar(data, codec, found.name)]
-    table = pa.Table.from_pylist(rows, schema=token_schema(codec.half_bytes))
+    table = table_of_tar(data, codec, contract.corpus if contract else None, found.name)
     return TokenShard(table, codec, contract, contract is not None or len(codec.patch_nums) > 1, False)
 
 

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import Contract, canonical_json
 from pipeline.errors import IncompleteError, MotionTokensError, OutputMismatchError, VerifyError
 from pipeline.plan import Plan, Unit, plan_from_bytes, plan_to_bytes
-from pipeline.schema import CONTRACT_KEY, LEDGER_KEY, LEDGER_SCHEMA, TOKEN_ROW_GROUP_ROWS
+from pipeline.schema import (
+    BITS_COLUMNS,
+    CONTRACT_KEY,
+    LEDGER_KEY,
+    LEDGER_SCHEMA,
+    TOKEN_ROW_GROUP_BYTES,
+    TOKEN_ROW_GROUP_ROWS,
+)
 from pipeline.storage import Folder
 
 LISTING_THREADS = 32
@@ -28,24 +36,51 @@ CONSTANTS_PATH = "constants.npz"
 def tokens_to_parquet(tokens: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
     """Return token rows as the bytes of one Parquet file: equal rows and metadata, equal bytes.
 
+    Arrays and audio stand as they are; what is compressed are the other columns.
+
     Args:
         tokens: rows of `token_schema`.
         metadata: footer keys and values.
     """
     sink = io.BytesIO()
-    bits = ("prev_bits", "this_bits")
-    plain = [name for name in tokens.schema.names if name not in bits]
+    plain = [_leaf(field) for field in tokens.schema if not _is_array(field.type)]
+    texts = [field.name for field in tokens.schema if _is_text(field.type)]
     writer = pq.ParquetWriter(
         sink,
         tokens.schema,
-        compression={name: "zstd" if name in plain else "none" for name in tokens.schema.names},
-        use_dictionary=[name for name in ("clip_id", "source") if name in plain],
+        compression={_leaf(field): "none" if _is_array(field.type) else "zstd" for field in tokens.schema},
+        use_dictionary=texts,
         write_statistics=plain,
     )
     with writer:
-        writer.write_table(tokens, row_group_size=TOKEN_ROW_GROUP_ROWS)
+        writer.write_table(tokens, row_group_size=_rows_of_group(tokens))
         writer.add_key_value_metadata(metadata)
     return sink.getvalue()
+
+
+def _rows_of_group(tokens: pa.Table) -> int:
+    """Return how many rows a row group has: fewer than usual, a power of two, where more than bits makes rows large."""
+    num_bytes = 0
+    for field, column in zip(tokens.schema, tokens.columns, strict=True):
+        if pa.types.is_binary(field.type):
+            num_bytes += pc.sum(pc.cast(pc.binary_length(column), pa.int64())).as_py() or 0
+        elif _is_array(field.type) and field.name not in BITS_COLUMNS:
+            num_bytes += tokens.num_rows * field.type.byte_width
+    fitting = TOKEN_ROW_GROUP_BYTES * tokens.num_rows // num_bytes if num_bytes else TOKEN_ROW_GROUP_ROWS
+    return int(min(TOKEN_ROW_GROUP_ROWS, 1 << max(0, fitting.bit_length() - 1)))
+
+
+def _is_array(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_binary(kind) or pa.types.is_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_dictionary(kind))
+
+
+def _leaf(field: pa.Field) -> str:
+    """Return the path of a column's values as Parquet names it."""
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
 
 
 def table_to_ipc(table: pa.Table) -> bytes:
@@ -121,6 +156,20 @@ class TokenStore:
                 metadata = pq.read_metadata(file).metadata
             return table_from_ipc(base64.b64decode(metadata[LEDGER_KEY]))
         except (FileNotFoundError, pa.ArrowException, KeyError, ValueError) as error:
+            raise self._broken(path, error) from error
+
+    def read_columns(self, unit_key: str, stamp: str, names: Sequence[str]) -> pa.Table:
+        """Return some columns of a fragment's token rows, without reading the others.
+
+        Raises:
+            IncompleteError: it is missing.
+            VerifyError: it is damaged.
+        """
+        path = self.fragment_path(unit_key, stamp)
+        try:
+            with self.folder.open(path) as file:
+                return pq.ParquetFile(file).read(columns=list(names))
+        except (FileNotFoundError, pa.ArrowException) as error:
             raise self._broken(path, error) from error
 
     def _broken(self, path: str, error: Exception) -> MotionTokensError:

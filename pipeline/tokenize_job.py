@@ -113,6 +113,7 @@ def _publish(job: Job, plan: Plan, executor: Executor, observer: JobObserver, ga
         StandingShards.of_published(job.output, job.store),
         gate.status,
         gate.record,
+        job.chosen,
     )
     try:
         exported = export_dataset(source, job.output, job.export, job.listed, executor.build, observer)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from bitwise_vae.checkpoint import read_checkpoint
@@ -19,6 +20,7 @@ from bitwise_vae.encode import WindowEncoder
 from pipeline.blocks import MotionBlock, TokenBlock
 from pipeline.codec import numerics_here, pick_device
 from pipeline.config import Contract
+from pipeline.emitted import WindowEmitter, WindowSpans
 from pipeline.errors import IncompleteError, OutputMismatchError
 from pipeline.token_store import CONSTANTS_PATH, TokenStore
 
@@ -72,14 +74,16 @@ class TokenizerActor:
                 f"this worker computes with {here.model_dump()}, the store with {contract.numerics.model_dump()}:"
                 " use equal machines, or allow it with --set run.numerics=mixed"
             )
+        model = read_checkpoint(codec, "codec.safetensors")
         self._encoder = WindowEncoder(
-            read_checkpoint(codec, "codec.safetensors"),
+            model,
             precision=contract.corpus.precision,
             batch_size=contract.corpus.batch_size,
             device=device,
             num_threads=settings.num_threads,
             on_windows=self._count,
         )
+        self._emitter = WindowEmitter(model, self._encoder, contract.corpus)
         self._half_bytes = contract.codec.half_bytes
         self._listener = listener
         self._untold, self._told_at = -1, time.monotonic()  # the window of zeros does not count
@@ -92,7 +96,8 @@ class TokenizerActor:
             settings.store.folder.publish(CONSTANTS_PATH, constants_to_npz(null_prev, null_this, patch_nums))
 
     def tokenize(self, block: MotionBlock) -> TokenBlock:
-        """Return the bits of every window of a block, packed into full batches across its clips and units.
+        """Return the bits of every window of a block, packed into full batches across its clips and units, and
+        what the corpus emits beside them.
 
         Raises:
             IncompleteError: the GPU has no memory for a batch; the batch shape is part of the bits and stays.
@@ -104,13 +109,15 @@ class TokenizerActor:
         num_frames = block.ledger["num_frames"].to_numpy()[kept].astype(np.int64)
         clip_end = np.cumsum(num_frames)
         clip_of_window = np.repeat(np.arange(len(num_frames)), num_windows[kept])
+        clip_ids = block.ledger["clip_id"].filter(pa.array(kept))
+        spans = WindowSpans(
+            (clip_end - num_frames)[clip_of_window],
+            clip_end[clip_of_window],
+            block.start_frame,
+            lambda: clip_ids.take(pa.array(clip_of_window)).to_pylist(),
+        )
         try:
-            bits = self._encoder.encode(
-                _tensor_of(block.motion),
-                (clip_end - num_frames)[clip_of_window],
-                clip_end[clip_of_window],
-                block.start_frame,
-            )
+            bits, emitted = self._emitter.encode(_tensor_of(block.motion), spans)
         except torch.OutOfMemoryError as error:
             raise self._memory_error() from error
         self._count(0, flush=True)
@@ -120,6 +127,8 @@ class TokenizerActor:
             ledger=block.ledger,
             start_frame=block.start_frame,
             seconds={**block.seconds, "tokenize": time.perf_counter() - begin},
+            clip_columns=block.clip_columns,
+            emitted=emitted,
         )
 
     def _memory_error(self) -> IncompleteError:

@@ -20,12 +20,11 @@ from pipeline.motion_file import codec_to_be
 from pipeline.motion_statistics import statistics_from_bytes
 from pipeline.plan import Unit, make_plan
 from pipeline.quarantine import NEXT_STEP, ClipProblem, DropReason
-from pipeline.read_units import UnitReader
-from pipeline.request import clip_filter
+from pipeline.read_units import ClipFilter, UnitReader
 from pipeline.sources.clip import PreparedClip, clip_to_measure, prepare_clip
 from pipeline.sources.plausible import Statistics, check_plausible
-from pipeline.sources.registry import SUFFIXES
-from pipeline.storage import open_inputs, read_bytes
+from pipeline.sources.registry import open_readable
+from pipeline.storage import read_bytes
 
 MAX_MOTION_BYTES = 8 << 30
 """Motion held in memory, float32: 225 hours of 106 columns at 25 fps. Of more, a share of the clips is drawn."""
@@ -93,8 +92,8 @@ def read_motion(request: MotionRequest) -> TrainingMotion:
         DataError: the motion does not fit into `max_bytes`.
     """
     config, options = request.config, request.config.run.storage_options
-    roots = open_inputs(request.inputs, tuple(SUFFIXES) if config.input.format == "auto" else (), options)
-    clips = clip_filter(config, options)
+    roots = open_readable(request.inputs, config.input.format, options)
+    clips = ClipFilter.read(config.input.clips, options)
     codec = codec_to_be(config, request.fps)
     if request.motion_dim is not None:
         codec = codec.model_copy(update={"motion_dim": request.motion_dim})

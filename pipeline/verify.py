@@ -20,12 +20,14 @@ from pipeline.config import Contract, digest_of
 from pipeline.errors import IncompleteError, OutputMismatchError, VerifyError
 from pipeline.export.index import count_clips
 from pipeline.export.publish import ALWAYS_WRITTEN, WINDOW_INDEX_PATH
+from pipeline.export.selection import starts_passing
 from pipeline.manifest import Manifest, OtherFile, ShardFile, read_manifest, version_path
 from pipeline.plan import units_digest
 from pipeline.quarantine import DropReason
 from pipeline.shard_content import ShardContent, content_of_parquet, content_of_tar, window_sum
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
+from pipeline.where import Where
 from pipeline.windows import window_starts
 
 MAX_FINDINGS = 100
@@ -199,17 +201,19 @@ def _prove_units(output: Folder, manifest: Manifest, clips: pa.Table, units: pa.
             findings.add(str(error))
             continue
         mine = clips.slice(first_clip.get(unit.key, 0), num_clips.get(unit.key, 0))
-        if not _is_of_ledger(mine, ledger):
+        if not _is_of_ledger(mine, ledger, is_filtered=bool({"where", "clips"} & set(manifest.export))):
             findings.add(f"index/clips.parquet: clips of unit {unit.key} ({unit.parts[0].path}) differ from its ledger")
     return True
 
 
-def _is_of_ledger(clips: pa.Table, ledger: pa.Table) -> bool:
+def _is_of_ledger(clips: pa.Table, ledger: pa.Table, is_filtered: bool) -> bool:
+    """Return whether the index says of a unit's clips what its ledger says; a filter may have left windows out."""
     if clips.num_rows != ledger.num_rows:
         return False
     same = all(clips[name].combine_chunks() == ledger[name].combine_chunks() for name in ("source", "num_frames"))
     were_dropped_later = clips["drop_reason"].to_numpy(zero_copy_only=False) == DropReason.DUPLICATE_ID.value
-    windows = clips["num_windows"].to_numpy() == ledger["num_windows"].to_numpy()
+    held, made = clips["num_windows"].to_numpy(), ledger["num_windows"].to_numpy()
+    windows = held <= made if is_filtered else held == made
     return same and bool((windows | were_dropped_later).all())
 
 
@@ -242,7 +246,7 @@ def _prove_rows(
             continue
         if manifest.export["shuffle"] == "none":
             _compare_places(name, kept, found, findings)
-        _compare_windows(name, kept, found, contract, findings)
+        _compare_windows(name, kept, found, manifest, findings)
     _compare_formats(manifest, by_format, findings)
 
 
@@ -258,11 +262,12 @@ def _compare_places(name: str, kept: pa.Table, found: dict[str, _Found], finding
 
 
 def _compare_windows(
-    name: str, kept: pa.Table, found: dict[str, _Found], contract: Contract, findings: Findings
+    name: str, kept: pa.Table, found: dict[str, _Found], manifest: Manifest, findings: Findings
 ) -> None:
+    contract, where = manifest.contract, Where(manifest.export.get("where", ""))
     window_frames, rule = contract.codec.window_frames, contract.corpus.window
-    columns = (kept["clip_id"].to_pylist(), kept["num_frames"].to_pylist(), kept["num_windows"].to_pylist())
-    for clip_id, num_frames, num_windows in zip(*columns, strict=True):
+    columns = (kept[column].to_pylist() for column in ("clip_id", "source", "num_frames", "num_windows"))
+    for clip_id, source, num_frames, num_windows in zip(*columns, strict=True):
         clip = found.pop(clip_id, _Found(-1, -1))
         count, total = clip.count, clip.total
         if count != num_windows:
@@ -271,7 +276,8 @@ def _compare_windows(
             continue
         # a clip renamed by `duplicate_ids: suffix` had its windows planned under the id before the suffix
         bases = {clip_id, clip_id.rpartition("~")[0] or clip_id} if rule.phases else {clip_id}
-        promised = [window_starts(base, num_frames, window_frames, rule) for base in bases]
+        planned = [window_starts(base, num_frames, window_frames, rule) for base in bases]
+        promised = [starts_passing(where, starts, num_frames, source, window_frames) for starts in planned]
         if not any(
             len(starts) == count and total == window_sum(starts, num_frames, window_frames) for starts in promised
         ):

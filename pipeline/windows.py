@@ -52,12 +52,12 @@ def phase_offset(clip_id: str, phase: int, rule: WindowRule) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") % rule.stride
 
 
-def valid_frames(starts: IntArray, num_frames: int, window_frames: int) -> tuple[IntArray, IntArray]:
+def valid_frames(starts: IntArray, num_frames: int | IntArray, window_frames: int) -> tuple[IntArray, IntArray]:
     """Return how many frames of `prev` and of `this` are real, the others being zeros.
 
     Args:
         starts: (num_windows,) start frames.
-        num_frames: length of the clip, frames.
+        num_frames: length of the clip, frames; (num_windows,) for windows of several clips.
         window_frames: frames of one half of a window (T).
 
     Returns:

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from pipeline.blocks import TokenBlock, UnitAccount
 from pipeline.config import Contract
-from pipeline.schema import token_schema
+from pipeline.schema import array_columns, token_schema
+from pipeline.side_columns import audio_account, side_columns
 from pipeline.token_store import TokenStore, fragment_to_bytes
 from pipeline.windows import valid_frames
 
@@ -35,14 +36,17 @@ class FragmentWriter:
         begin = time.perf_counter()
         unit_of_clip = block.ledger["unit"].to_numpy()
         windows_of_clip = block.ledger["num_windows"].to_numpy()
-        first_row = 0
+        first_row = first_clip = 0
         for index, unit in enumerate(block.units):
             ledger = block.ledger.filter(pa.array(unit_of_clip == index)).drop_columns(["unit"])
             num_rows = int(windows_of_clip[unit_of_clip == index].sum())
             rows = slice(first_row, first_row + num_rows)
-            tokens = self._token_rows(ledger, block.start_frame[rows], block.bits[rows])
+            num_clips = int((windows_of_clip[unit_of_clip == index] > 0).sum())
+            clips = block.clip_columns.slice(first_clip, num_clips)
+            tokens = token_rows(ledger, block, rows, clips, self.contract)
             self.store.publish_fragment(unit, fragment_to_bytes(tokens, ledger, self.contract))
             first_row += num_rows
+            first_clip += num_clips
         reasons = Counter(reason for reason in block.ledger["drop_reason"].to_pylist() if reason)
         return UnitAccount(
             num_units=len(block.units),
@@ -52,33 +56,45 @@ class FragmentWriter:
             num_windows=first_row,
             drops=dict(reasons),
             seconds={**block.seconds, "write": time.perf_counter() - begin},
+            audio=audio_account(block.clip_columns, self.contract.codec.fps),
         )
 
-    def _token_rows(self, ledger: pa.Table, start_frame: np.ndarray, bits: np.ndarray) -> pa.Table:
-        codec = self.contract.codec
-        schema = token_schema(codec.half_bytes)
-        num_windows = ledger["num_windows"].to_numpy()
-        clip_of_row = np.repeat(np.arange(len(num_windows)), num_windows)
-        num_frames = ledger["num_frames"].to_numpy()[clip_of_row]
-        prev_valid, this_valid = valid_frames(start_frame, num_frames, codec.window_frames)
-        columns = [
-            ledger["clip_id"].take(pa.array(clip_of_row)).combine_chunks(),
-            pa.array(start_frame, pa.int32()),
-            pa.array(num_frames, pa.int32()),
-            pa.array(prev_valid, pa.int16()),
-            pa.array(this_valid, pa.int16()),
-            ledger["source"].take(pa.array(clip_of_row)).combine_chunks().dictionary_encode(),
-            fixed_binary(bits[:, 0]),
-            fixed_binary(bits[:, 1]),
-        ]
-        return pa.table(columns, schema=schema)
+
+def token_rows(ledger: pa.Table, block: TokenBlock, rows: slice, clips: pa.Table, contract: Contract) -> pa.Table:
+    """Return the token rows of some of a block's clips, which follow each other.
+
+    Args:
+        ledger: of these clips, dropped ones included.
+        rows: their windows in the block.
+        clips: their rows of `block.clip_columns`.
+    """
+    codec, corpus = contract.codec, contract.corpus
+    start_frame = block.start_frame[rows]
+    num_windows = ledger["num_windows"].to_numpy()
+    clip_of_row = np.repeat(np.arange(len(num_windows)), num_windows)
+    num_frames = ledger["num_frames"].to_numpy()[clip_of_row]
+    prev_valid, this_valid = valid_frames(start_frame, num_frames, codec.window_frames)
+    arrays = {"prev_bits": block.bits[:, 0], "this_bits": block.bits[:, 1], **block.emitted}
+    kept_of_row = np.repeat(np.arange(clips.num_rows), num_windows[num_windows > 0]) if clips.num_columns else None
+    columns = [
+        ledger["clip_id"].take(pa.array(clip_of_row)).combine_chunks(),
+        pa.array(start_frame, pa.int32()),
+        pa.array(num_frames, pa.int32()),
+        pa.array(prev_valid, pa.int16()),
+        pa.array(this_valid, pa.int16()),
+        ledger["source"].take(pa.array(clip_of_row)).combine_chunks().dictionary_encode(),
+        *(fixed_binary(arrays[array.name][rows]) for array in array_columns(codec, corpus)),
+        *(side_columns(clips, kept_of_row, start_frame, contract) if kept_of_row is not None else ()),
+    ]
+    return pa.table(columns, schema=token_schema(codec, corpus))
 
 
 def fixed_binary(rows: np.ndarray) -> pa.Array:
-    """Return rows of bytes as one fixed-size binary array.
+    """Return arrays as one fixed-size binary array: the bytes of each row, row-major.
 
     Args:
-        rows: uint8 (num_rows, num_bytes).
+        rows: (num_rows, ..), of any little-endian type.
     """
-    data = pa.py_buffer(np.ascontiguousarray(rows))
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(rows.shape[1]), len(rows), [None, data])
+    row_bytes = int(np.prod(rows.shape[1:])) * rows.dtype.itemsize
+    data = pa.py_buffer(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(row_bytes), len(rows), [None, data])

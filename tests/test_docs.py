@@ -25,6 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
 FORMATS = ROOT / "docs" / "formats.md"
 
+ANY_CODEC = CodecSpec(
+    weights="", statistics="", motion_dim=106, code_dim=32, patch_nums=(1, 5, 25, 50, 100), hidden_dim=512, depth=6,
+    num_heads=8, fps=25,
+)  # fmt: skip
+ASKED_FOR = {"flips.": "emit=flips", "input.audio.": "input.audio.field=wav"}
+"""Keys of a section -> what has to be set for them to have an effect."""
+
 BLOCK = re.compile(r"^```python\n(# runs\n.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -40,6 +47,12 @@ ANOTHER_VALUE = {
     "input.max_frozen_frames": "25",
     "input.clips.include": "ids.txt",
     "input.clips.exclude": "ids.txt",
+    "input.carry": "[speaker]",
+    "input.audio.field": "sound",
+    "input.audio.rate_hz": "16000",
+    "input.audio.mode": "reference",
+    "input.audio.encoding": "flac",
+    "input.audio.tolerance_s": "1",
     "input.duplicate_ids": "suffix",
     "input.checksum": "true",
     "window.preset": "training",
@@ -51,6 +64,10 @@ ANOTHER_VALUE = {
     "units.files": "3",
     "precision": "float16",
     "batch_size": "8",
+    "emit": "[latent]",
+    "flips.pairs": "2",
+    "flips.ratio": "0.1",
+    "flips.seed": "5",
     "export.formats": "parquet",
     "export.windows_per_shard": "100",
     "export.shuffle": "shard",
@@ -59,6 +76,9 @@ ANOTHER_VALUE = {
     "export.splits.ratios": "{train: 1}",
     "export.splits.salt": "b",
     "export.splits.file": "splits.json",
+    "export.where": "num_frames > 500",
+    "export.clips.include": "ids.txt",
+    "export.clips.exclude": "ids.txt",
     "gate": "warn",
     "max_error_ratio": "3",
     "max_flip_rate": "1e-5",
@@ -167,7 +187,7 @@ def test_configuration_table_states_the_defaults():
         for part in key.strip("`").split("."):
             value = getattr(value, part)
         if isinstance(value, tuple):
-            wanted = ",".join(value)
+            wanted = ",".join(value) or "none"
         elif value is None or value == "":
             wanted = "none" if value is None else "empty"
         elif isinstance(value, dict) and value:
@@ -182,17 +202,21 @@ def test_configuration_table_states_what_a_key_changes(make_codec):
 
     def specs(*assignments: str) -> tuple[Any, Any]:
         config = load_config(None, assignments)
-        clips = config.input.clips
-        listed = f"{clips.include} {clips.exclude}" if clips.include or clips.exclude else ""
-        corpus = corpus_spec(config, codec, batch_size=config.batch_size or 32, clips_digest=listed)
-        return corpus, export_spec(config, config.export.splits.file or "").export_id
+        listed = [
+            f"{clips.include} {clips.exclude}" if clips.include or clips.exclude else ""
+            for clips in (config.input.clips, config.export.clips)
+        ]
+        corpus = corpus_spec(config, codec, batch_size=config.batch_size or 32, clips_digest=listed[0])
+        return corpus, export_spec(config, config.export.splits.file or "", listed[1]).export_id
 
     plain = specs()
     for row in table("Configuration", "key"):
         key = row[0].strip("`")
         more = ["export.splits.by=file"] if key == "export.splits.file" else []
-        corpus, exported = specs(f"{key}={ANOTHER_VALUE[key]}", *more)
-        found = "fragment" if corpus != plain[0] else "shard" if exported != plain[1] else "nothing"
+        asked = [item for above, item in ASKED_FOR.items() if key.startswith(above) and not item.startswith(f"{key}=")]
+        without = specs(*asked) if asked else plain
+        corpus, exported = specs(f"{key}={ANOTHER_VALUE[key]}", *more, *asked)
+        found = "fragment" if corpus != without[0] else "shard" if exported != without[1] else "nothing"
         assert row[-1] == found, key
 
 
@@ -203,7 +227,7 @@ def test_quarantine_table_lists_every_reason():
 @pytest.mark.parametrize(
     ("title", "wanted"),
     [
-        ("Columns of a token shard", schema.token_schema(724)),
+        ("Columns of a token shard", schema.token_schema(ANY_CODEC)),
         ("index/clips.parquet", schema.CLIP_INDEX_SCHEMA),
         ("index/units.parquet", schema.UNIT_INDEX_SCHEMA),
         ("index/windows.parquet", schema.WINDOW_INDEX_SCHEMA),

@@ -33,15 +33,19 @@ class Fragment:
     stamp: str
 
 
+Renames = tuple[tuple[int, int, str], ...]
+"""(first row, past-the-last row, new clip id) of a unit's clips that `duplicate_ids: suffix` renames."""
+
+
 @dataclass(frozen=True)
 class ShardTask:
-    """Shards to build in one task, with the addresses of the fragments they draw from."""
+    """A shard to build, with the addresses of the fragments it draws from."""
 
-    first_index: int
-    layouts: tuple[ShardLayout, ...]
+    index: int
+    layout: ShardLayout
     fragments: Mapping[int, Fragment]
-    renames: Mapping[int, tuple[tuple[int, int, str], ...]]
-    """unit -> (first row, past-the-last row, new clip id), where `duplicate_ids: suffix` renames."""
+    renames: Mapping[int, Renames]
+    """By unit."""
 
 
 @dataclass(frozen=True)
@@ -64,35 +68,45 @@ class ShardBuilder:
     formats: tuple[str, ...]
 
     def build(self, task: ShardTask) -> Iterator[ShardResult]:
-        """Yield each shard of a task once its files stand."""
-        tables = self._gather(task)
-        for offset, layout in enumerate(task.layouts):
-            tokens = tables[offset]
-            tables[offset] = None
-            if layout.shuffle_seed:
-                tokens = tokens.take(pa.array(shuffled_order(layout.shuffle_seed, tokens.num_rows)))
-            files = {name: self._publish(layout.split, name, tokens) for name in self.formats}
-            windows = tokens.select(["clip_id", "start_frame"]) if layout.shuffle_seed else None
-            yield ShardResult(task.first_index + offset, layout.split, files, windows)
+        """Yield the shard of a task once its files stand."""
+        layout = task.layout
+        parts = [
+            select_rows(self.read_unit(task.fragments[piece.unit], task.renames.get(piece.unit, ())), piece.intervals)
+            for piece in layout.pieces
+        ]
+        tokens = plain_rows(parts, self.schema).cast(self.schema)
+        if layout.shuffle_seed:
+            tokens = tokens.take(pa.array(shuffled_order(layout.shuffle_seed, tokens.num_rows)))
+        yield self.publish_shard(task.index, layout.split, tokens, is_shuffled=bool(layout.shuffle_seed))
 
-    def _gather(self, task: ShardTask) -> list[pa.Table]:
-        """Return the rows of every shard, each fragment read once."""
-        schema = token_schema(self.contract.codec.half_bytes)
-        rows: list[list[pa.Table]] = [[] for _ in task.layouts]
-        for unit in sorted(task.fragments):
-            fragment = task.fragments[unit]
-            table = self.stores[fragment.store].read_fragment(fragment.unit_key, fragment.stamp)
-            for start, stop, clip_id in task.renames.get(unit, ()):
-                table = _renamed(table, start, stop, clip_id)
-            for shard, layout in enumerate(task.layouts):
-                for piece in layout.pieces:
-                    if piece.unit == unit:
-                        rows[shard].append(_select(table, piece.intervals))
-        return [_canonical(parts, schema) for parts in rows]
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of a shard."""
+        return token_schema(self.contract.codec, self.contract.corpus)
+
+    def read_unit(self, fragment: Fragment, renames: Renames) -> pa.Table:
+        """Return the token rows of a unit, its clips called as the dataset calls them."""
+        table = self.stores[fragment.store].read_fragment(fragment.unit_key, fragment.stamp)
+        for start, stop, clip_id in renames:
+            table = _renamed(table, start, stop, clip_id)
+        return table
+
+    def publish_shard(self, index: int, split: str, tokens: pa.Table, *, is_shuffled: bool) -> ShardResult:
+        """Write a shard in every format.
+
+        Args:
+            tokens: its rows in order, of `schema`.
+            is_shuffled: whether the result lists the windows.
+        """
+        files = {name: self._publish(split, name, tokens) for name in self.formats}
+        return ShardResult(index, split, files, tokens.select(["clip_id", "start_frame"]) if is_shuffled else None)
 
     def _publish(self, split: str, name: str, tokens: pa.Table) -> ShardFile:
-        is_parquet = name == "parquet"
-        data = shard_to_parquet(tokens, self.contract) if is_parquet else shard_to_tar(tokens, self.contract.codec)
+        contract = self.contract
+        if name == "parquet":
+            data = shard_to_parquet(tokens, contract)
+        else:
+            data = shard_to_tar(tokens, contract.codec, contract.corpus)
         digest = hashlib.sha256(data).hexdigest()
         path = f"{name}/{split}/{split}-{digest[:12]}.{SUFFIX[name]}"
         if not self._stands(path, data):
@@ -105,7 +119,8 @@ class ShardBuilder:
         return standing is not None and standing.num_bytes == len(data) and self.output.read(path) == data
 
 
-def _select(table: pa.Table, intervals: np.ndarray) -> pa.Table:
+def select_rows(table: pa.Table, intervals: np.ndarray) -> pa.Table:
+    """Return the rows of intervals, (n, 2) first and past-the-last row."""
     if len(intervals) <= 16:
         return pa.concat_tables([table.slice(start, stop - start) for start, stop in intervals])
     rows = np.concatenate([np.arange(start, stop) for start, stop in intervals])
@@ -118,8 +133,7 @@ def _renamed(table: pa.Table, start: int, stop: int, clip_id: str) -> pa.Table:
     return table.set_column(0, table.schema.field("clip_id"), pa.array(names, pa.string()))
 
 
-def _canonical(parts: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
-    """Return rows as one chunk whose dictionary holds its own sources only, in order of appearance."""
+def plain_rows(parts: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
+    """Return rows as one chunk, sources as plain text: a dictionary made of it holds no source of other rows."""
     plain = schema.set(schema.get_field_index("source"), pa.field("source", pa.string(), nullable=False))
-    table = pa.concat_tables([part.cast(plain) for part in parts]).combine_chunks()
-    return table.cast(schema)
+    return pa.concat_tables([part.cast(plain) for part in parts]).combine_chunks()

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.export.webdataset import window_bytes
 from pipeline.manifest import Manifest
+from pipeline.schema import emitted_columns, side_fields
 
 
 def dataset_card(manifest: Manifest) -> str:
@@ -21,7 +22,9 @@ def dataset_card(manifest: Manifest) -> str:
     return cards.get_template("card.md.j2").render(
         parquet=parquet,
         both=len(manifest.shards) > 1,
-        tar_bytes=window_bytes(manifest.contract.codec),
+        tar_bytes=window_bytes(manifest.contract.codec, manifest.contract.corpus),
+        arrays=emitted_columns(manifest.contract.codec, manifest.contract.corpus),
+        sides=[field.name for field in side_fields(manifest.contract.corpus)],
         counts=manifest.counts,
         hours=sum(part.hours for part in manifest.splits.values()),
         codec=manifest.contract.codec,
@@ -30,5 +33,7 @@ def dataset_card(manifest: Manifest) -> str:
         status=manifest.status,
         splits=manifest.splits,
         drops=manifest.drops,
+        where=manifest.export.get("where", ""),
+        is_listed="clips" in manifest.export,
         spec_id=manifest.spec_id,
     )

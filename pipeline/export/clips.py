@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,23 +20,53 @@ from pipeline.schema import LEDGER_SCHEMA
 
 
 @dataclass(frozen=True)
+class Spans:
+    """Rows of fragments in runs, clip by clip: what a filter leaves of clips' windows."""
+
+    clip: NDArray[np.int64]
+    """(num_spans,) index of the clip, rising."""
+    start: NDArray[np.int64]
+    """(num_spans,) first row in its unit's fragment."""
+    stop: NDArray[np.int64]
+    """(num_spans,) row behind the last."""
+
+
+@dataclass(frozen=True)
 class ClipTable:
     """All clips in order of units, one entry a clip in every array."""
 
     table: pa.Table
-    """LEDGER_SCHEMA; `num_windows` is 0 and `drop_reason` set where a clip is dropped, here or before."""
+    """LEDGER_SCHEMA; `num_windows` is 0 where a clip is dropped, here or before, or does not pass a filter, and
+    `drop_reason` set where it is dropped."""
     unit: NDArray[np.int32]
     """(num_clips,) index of the clip's unit."""
     first_row: NDArray[np.int64]
     """(num_clips,) the clip's first row in its unit's fragment."""
+    num_rows: NDArray[np.int64]
+    """(num_clips,) the clip's rows there, whatever the dataset holds of them."""
     is_renamed: NDArray[np.bool_]
     """(num_clips,) whether clip_id differs from the fragment's."""
+    spans: Spans | None = None
+    """Rows that pass a filter of windows; None where clips are kept as a whole."""
 
     @property
     def num_windows(self) -> NDArray[np.int64]:
         """(num_clips,) windows that the dataset holds of each clip."""
         windows: NDArray[np.int64] = self.table["num_windows"].to_numpy().astype(np.int64)
         return windows
+
+    def spans_of(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return clip, first row and row behind the last of every run of rows that the dataset holds of some clips.
+
+        Args:
+            chosen: indices of kept clips, rising.
+        """
+        if self.spans is None:
+            return chosen, self.first_row[chosen], self.first_row[chosen] + self.num_rows[chosen]
+        is_chosen = np.zeros(self.table.num_rows, np.bool_)
+        is_chosen[chosen] = True
+        inside = is_chosen[self.spans.clip]
+        return self.spans.clip[inside], self.spans.start[inside], self.spans.stop[inside]
 
 
 def join_ledgers(ledgers: Iterable[pa.Table]) -> ClipTable:
@@ -50,12 +80,12 @@ def join_ledgers(ledgers: Iterable[pa.Table]) -> ClipTable:
         units.append(np.full(len(windows), index, np.int32))
         rows.append(np.cumsum(windows) - windows)
     table = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *tables]).combine_chunks()
-    none_renamed = np.zeros(table.num_rows, np.bool_)
     return ClipTable(
         table,
         np.concatenate(units) if units else np.zeros(0, np.int32),
         np.concatenate(rows) if rows else np.zeros(0, np.int64),
-        none_renamed,
+        table["num_windows"].to_numpy().astype(np.int64),
+        np.zeros(table.num_rows, np.bool_),
     )
 
 
@@ -104,9 +134,13 @@ def resolve_duplicates(clips: ClipTable, duplicate_ids: str) -> ClipTable:
                 drop(index, f"same id, other motion in {', '.join(others) or 'the same file'}")
     table = clips.table
     for name, values in columns.items():
-        field = LEDGER_SCHEMA.field(name)
-        table = table.set_column(LEDGER_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
-    return ClipTable(table, clips.unit, clips.first_row, is_renamed)
+        table = with_values(table, name, pa.array(values, LEDGER_SCHEMA.field(name).type))
+    return replace(clips, table=table, is_renamed=is_renamed)
+
+
+def with_values(ledger: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """Return a ledger with other values in one column."""
+    return ledger.set_column(LEDGER_SCHEMA.get_field_index(name), LEDGER_SCHEMA.field(name), values)
 
 
 def _free_name(clip_id: str, digest: str, taken: set[str]) -> str:

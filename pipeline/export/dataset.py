@@ -7,36 +7,34 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from pipeline.config import Contract, ExportSpec
+from pipeline.config import Contract, ExportSpec, digest_of
 from pipeline.drop_limit import check_dropped
 from pipeline.errors import NoClipLeftError
-from pipeline.export.build import Fragment, ShardBuilder, ShardResult, ShardTask
+from pipeline.export.build import Fragment, ShardBuilder
 from pipeline.export.card import dataset_card
 from pipeline.export.clips import ClipTable, join_ledgers, resolve_duplicates
-from pipeline.export.index import clip_index, count_clips, quarantine, table_to_parquet, unit_index, window_index
-from pipeline.export.layout import ShardLayout, lay_out_shards
+from pipeline.export.index import clip_index, count_clips, quarantine, table_to_parquet, unit_index
 from pipeline.export.publish import WINDOW_INDEX_PATH, Exported
-from pipeline.export.reuse import StandingShards, recipes_of
+from pipeline.export.reuse import StandingShards
+from pipeline.export.selection import check_columns, judge_clips, keep_passing
+from pipeline.export.shards import ClipsToExport, build_shards
 from pipeline.export.splits import assign_splits
+from pipeline.export.tasks import RunTasks
 from pipeline.manifest import GateRecord, Manifest, OtherFile, ShardFile, Status, shards_txt
 from pipeline.observer import JobObserver
 from pipeline.plan import units_digest
 from pipeline.quarantine import NEXT_STEP, DropReason
+from pipeline.read_units import ClipFilter
 from pipeline.storage import Folder
 from pipeline.token_store import CONSTANTS_PATH, TokenStore
-
-BuildShards = Callable[[Sequence[ShardTask], ShardBuilder], Iterator[ShardResult]]
-
-GLOBAL_SHARDS_A_TASK = 8
-"""Shards built together where each draws from every fragment, so that fragments are read fewer times."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,8 @@ class ExportSource:
     """Shards of an earlier version in the same output, taken over where they would come out the same."""
     status: Status = "unrated"
     gate: GateRecord | None = None
+    clips: ClipFilter = field(default_factory=ClipFilter)
+    """Clips that are taken and left out by name."""
 
 
 def export_dataset(
@@ -59,61 +59,89 @@ def export_dataset(
     output: Folder,
     export: ExportSpec,
     listed: Mapping[str, str],
-    build: BuildShards,
+    run: RunTasks,
     observer: JobObserver,
 ) -> Exported:
     """Write the shards of a token dataset from fragments; `publish_dataset` is the caller's last step.
 
     Args:
         listed: clip id -> split, for `splits.by: file`.
-        build: builds shards here or with Ray.
+        run: runs tasks here or with Ray.
 
     Raises:
-        NoClipLeftError: every clip was dropped.
+        ConfigError: filter or splits ask for a column that there is not.
+        NoClipLeftError: every clip was dropped, or none passes.
         TooManyDroppedError: more were dropped than the source allows; nothing was written.
         StorageError: storage did not answer after all retries.
     """
-    fragments = sorted(source.fragments, key=lambda fragment: (fragment.unit_key, fragment.store))
+    check_columns(export, source.contract.corpus)
+    fragments = _in_order(source)
     unit_keys = [fragment.unit_key for fragment in fragments]
-    clips = resolve_duplicates(join_ledgers(_ledgers(source, fragments)), export.duplicate_ids)
-    if not clips.num_windows.any():
-        raise NoClipLeftError(_why_no_clip(clips))
-    drops = Counter(reason for reason in clips.table["drop_reason"].to_pylist() if reason)
-    kept = int((clips.num_windows > 0).sum())
-    check_dropped({"clips": kept, "dropped_clips": drops.total()}, drops, source.max_dropped)
-    splits = assign_splits(clips, export, listed)
-    layouts = lay_out_shards(clips, splits, unit_keys, export)
-    observer.on_layout(len(layouts), int(clips.num_windows.sum()))
-
-    tasks = _tasks(layouts, clips, fragments, export)
-    recipes = recipes_of(tasks, clips, source.contract)
-    results = {result.index: result for result in source.standing.reuse(tasks, recipes, export.formats, output)}
+    clips, shares = _chosen_clips(source, fragments, export)
+    splits = assign_splits(clips, export, listed, shares)
     builder = ShardBuilder(output, source.stores, source.contract, export.formats)
-    built = build([task for task in tasks if task.first_index not in results], builder)
-    for result in chain(list(results.values()), built):
-        results[result.index] = result
-        for file in result.files.values():
-            observer.on_shard(file.path)
-    ordered = [results[index] for index in range(len(layouts))]
-    shards: dict[str, tuple[ShardFile, ...]] = {
-        name: tuple(result.files[name] for result in ordered) for name in export.formats
-    }
+    built = build_shards(ClipsToExport(clips, splits, fragments), builder, export, source.standing, run, observer)
 
-    tables = {
-        "index/clips.parquet": clip_index(clips, splits, layouts),
-        "index/units.parquet": unit_index(clips, unit_keys),
-        "quarantine.parquet": quarantine(clips),
+    index = clip_index(clips, splits, built.layouts)
+    contents: dict[str, bytes | memoryview] = {
+        "index/clips.parquet": table_to_parquet(index),
+        "index/units.parquet": table_to_parquet(unit_index(clips, unit_keys)),
+        "quarantine.parquet": table_to_parquet(quarantine(clips)),
+        "constants.npz": source.stores[0].folder.read(CONSTANTS_PATH),
     }
-    if export.shuffle != "none":
-        tables[WINDOW_INDEX_PATH] = window_index([result.windows for result in ordered])
-    contents = {path: table_to_parquet(table) for path, table in tables.items()}
-    contents["constants.npz"] = source.stores[0].folder.read(CONSTANTS_PATH)
-    for split in sorted({shard.split for shard in shards.get("webdataset", ())}):
-        contents[f"webdataset/{split}/shards.txt"] = shards_txt(shards["webdataset"], split)
-    manifest = _manifest(source, export, tables["index/clips.parquet"], shards, unit_keys)
+    if built.window_index is not None:
+        contents[WINDOW_INDEX_PATH] = built.window_index
+    tars = built.files.get("webdataset", ())
+    for split in sorted({shard.split for shard in tars}):
+        contents[f"webdataset/{split}/shards.txt"] = shards_txt(tars, split)
+    manifest = _manifest(source, export, index, built.files, unit_keys)
     contents["README.md"] = dataset_card(manifest).encode()
     files = tuple(_other_file(path, data) for path, data in sorted(contents.items()))
-    return Exported(manifest.model_copy(update={"files": files}), contents, recipes)
+    return Exported(manifest.model_copy(update={"files": files}), contents, built.recipes)
+
+
+def _in_order(source: ExportSource) -> list[Fragment]:
+    """Return the fragments in order of unit keys; of one key in several stores, in order of what their clips are.
+
+    So the order in which merged datasets are named means nothing.
+    """
+    copies = Counter(fragment.unit_key for fragment in source.fragments)
+
+    def rank(fragment: Fragment) -> tuple[str, str, int]:
+        if copies[fragment.unit_key] == 1:
+            return fragment.unit_key, "", 0
+        ledger = source.stores[fragment.store].read_ledger(fragment.unit_key, fragment.stamp)
+        return fragment.unit_key, digest_of(ledger.to_pydict()), fragment.store
+
+    return sorted(source.fragments, key=rank)
+
+
+def _chosen_clips(
+    source: ExportSource, fragments: Sequence[Fragment], export: ExportSpec
+) -> tuple[ClipTable, NDArray[np.float64] | None]:
+    """Return the clips with what the dataset holds of each, and where a carried column puts them among the splits.
+
+    What the lists and the filter leave out counts for nothing afterwards: not as a duplicate either.
+    """
+    clips = join_ledgers(_ledgers(source, fragments))
+    num_kept = int((clips.num_windows > 0).sum())
+
+    def read(unit: int, names: Sequence[str]) -> pa.Table:
+        fragment = fragments[unit]
+        return source.stores[fragment.store].read_columns(fragment.unit_key, fragment.stamp, names)
+
+    judged = judge_clips(clips, source.clips, export, source.contract, read)
+    chosen = keep_passing(clips, judged.passes, export, source.contract)
+    if num_kept and not chosen.num_windows.any():
+        raise NoClipLeftError(_why_none_passes(source, export, num_kept))
+    num_filtered = num_kept - int((chosen.num_windows > 0).sum())
+    chosen = resolve_duplicates(chosen, export.duplicate_ids)
+    if not chosen.num_windows.any():
+        raise NoClipLeftError(_why_no_clip(chosen))
+    drops = Counter(reason for reason in chosen.table["drop_reason"].to_pylist() if reason)
+    num_left = int((chosen.num_windows > 0).sum()) + num_filtered
+    check_dropped({"clips": num_left, "dropped_clips": drops.total()}, drops, source.max_dropped)
+    return chosen, judged.split_shares
 
 
 def _ledgers(source: ExportSource, fragments: Sequence[Fragment]) -> Iterable[pa.Table]:
@@ -122,41 +150,11 @@ def _ledgers(source: ExportSource, fragments: Sequence[Fragment]) -> Iterable[pa
     return (source.stores[f.store].read_ledger(f.unit_key, f.stamp) for f in fragments)
 
 
-def _tasks(
-    layouts: Sequence[ShardLayout], clips: ClipTable, fragments: Sequence[Fragment], export: ExportSpec
-) -> list[ShardTask]:
-    step = GLOBAL_SHARDS_A_TASK if export.shuffle == "global" else 1
-    renames = _renames(clips)
-    tasks: list[ShardTask] = []
-    for first in range(0, len(layouts), step):
-        group = tuple(layouts[first : first + step])
-        units = {piece.unit for layout in group for piece in layout.pieces}
-        tasks.append(
-            ShardTask(
-                first_index=first,
-                layouts=group,
-                fragments={unit: fragments[unit] for unit in units},
-                renames={unit: renames[unit] for unit in units if unit in renames},
-            )
-        )
-    return tasks
-
-
-def _renames(clips: ClipTable) -> dict[int, tuple[tuple[int, int, str], ...]]:
-    renames: dict[int, tuple[tuple[int, int, str], ...]] = {}
-    names, windows = clips.table["clip_id"], clips.num_windows
-    for index in np.flatnonzero(clips.is_renamed):
-        unit, start = int(clips.unit[index]), int(clips.first_row[index])
-        entry = (start, start + int(windows[index]), names[int(index)].as_py())
-        renames[unit] = (*renames.get(unit, ()), entry)
-    return renames
-
-
 def _manifest(
     source: ExportSource,
     export: ExportSpec,
     index: pa.Table,
-    shards: dict[str, tuple[ShardFile, ...]],
+    shards: Mapping[str, tuple[ShardFile, ...]],
     unit_keys: Sequence[str],
 ) -> Manifest:
     contract = source.contract
@@ -170,15 +168,27 @@ def _manifest(
         contract=contract,
         export=export.described(),
         splits=counted.splits,
-        shards=shards,
+        shards=dict(shards),
         files=(),
         counts=counted.counts,
         drops=counted.drops,
     )
 
 
-def _other_file(path: str, data: bytes) -> OtherFile:
+def _other_file(path: str, data: bytes | memoryview) -> OtherFile:
     return OtherFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _why_none_passes(source: ExportSource, export: ExportSpec, num_clips: int) -> str:
+    """Return which filters there are."""
+    filters = [f"export.where: {export.where}"] if export.where else []
+    if source.clips.digest:
+        listed = len(source.clips.include or ()), len(source.clips.exclude)
+        filters.append(f"export.clips: {listed[0]:,} listed to be taken, {listed[1]:,} to be left out")
+    return (
+        f"no clip is left: none of {num_clips:,} passes ({'; '.join(filters)}). Next: compare with the columns of"
+        " index/clips.parquet and of a token shard"
+    )
 
 
 def _why_no_clip(clips: ClipTable) -> str:

@@ -1,4 +1,4 @@
-"""The small tables beside the shards: clips, units, quarantine, shuffled windows.
+"""The small tables beside the shards: clips, units, quarantine.
 
 Knows no Ray, torch or storage. Everything is derived from ledgers and the layout.
 """
@@ -22,7 +22,6 @@ from pipeline.schema import (
     CLIP_INDEX_SCHEMA,
     QUARANTINE_SCHEMA,
     UNIT_INDEX_SCHEMA,
-    WINDOW_INDEX_SCHEMA,
 )
 
 
@@ -92,6 +91,8 @@ def count_clips(index: pa.Table, fps: float, num_units: int) -> ClipCounts:
         "windows": int(windows.sum()),
         "frames": int(frames[windows > 0].sum()),
     }
+    if num_filtered := index.num_rows - counts["clips"] - counts["dropped_clips"]:
+        counts["filtered_clips"] = num_filtered
     return ClipCounts(splits, counts, dict(sorted(drops.items())))
 
 
@@ -115,21 +116,3 @@ def quarantine(clips: ClipTable) -> pa.Table:
     return pa.table(
         {name: dropped[names.get(name, name)] for name in QUARANTINE_SCHEMA.names}, schema=QUARANTINE_SCHEMA
     )
-
-
-def window_index(windows: Sequence[pa.Table]) -> pa.Table:
-    """Return index/windows.parquet of shuffled shards.
-
-    Args:
-        windows: clip_id and start_frame of each shard's rows, shards in order.
-    """
-    tables = []
-    for shard, table in enumerate(windows):
-        columns = {
-            "clip_id": table["clip_id"],
-            "start_frame": table["start_frame"],
-            "shard": np.full(table.num_rows, shard, np.int32),
-            "row": np.arange(table.num_rows, dtype=np.int32),
-        }
-        tables.append(pa.table(columns, schema=WINDOW_INDEX_SCHEMA))
-    return pa.concat_tables([WINDOW_INDEX_SCHEMA.empty_table(), *tables])

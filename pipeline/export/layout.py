@@ -50,6 +50,8 @@ def lay_out_shards(
 ) -> list[ShardLayout]:
     """Return every shard of a dataset: split by split (in name order), units in order of their key.
 
+    Shards of a global shuffle are laid out in shuffle.py.
+
     Args:
         splits: the split of each clip.
         unit_keys: key of each unit that `clips.unit` counts.
@@ -58,10 +60,7 @@ def lay_out_shards(
     split_of_clip = np.array(splits, dtype=np.str_)
     for split in sorted(set(splits)):
         chosen = np.flatnonzero((split_of_clip == split) & (clips.num_windows > 0))
-        pieces = list(_pieces_of_units(clips, chosen))
-        if export.shuffle == "global":
-            shards.extend(_global_shards(split, pieces, unit_keys, export))
-            continue
+        pieces = list(pieces_of_units(clips, chosen))
         for group in _cut(pieces, unit_keys, export.windows_per_shard):
             keys = [unit_keys[piece.unit] for piece in group]
             seed = digest_of([export.seed, split, keys]) if export.shuffle == "shard" else ""
@@ -69,11 +68,10 @@ def lay_out_shards(
     return shards
 
 
-def _pieces_of_units(clips: ClipTable, chosen: NDArray[np.int64]) -> Iterator[Piece]:
-    """Yield the rows of chosen clips unit by unit; neighbouring clips melt into one interval."""
-    starts = clips.first_row[chosen]
-    stops = starts + clips.num_windows[chosen]
-    units = clips.unit[chosen]
+def pieces_of_units(clips: ClipTable, chosen: NDArray[np.int64]) -> Iterator[Piece]:
+    """Yield the rows of chosen clips unit by unit; neighbouring rows melt into one interval."""
+    clip, starts, stops = clips.spans_of(chosen)
+    units = clips.unit[clip]
     for first, last in _runs(units):
         start, stop = starts[first:last], stops[first:last]
         is_new = np.concatenate([[True], start[1:] != stop[:-1]])
@@ -131,33 +129,6 @@ def _cut_inside(piece: Piece, target: int) -> Iterator[Piece]:
         inside = stop > start
         first = piece.intervals[:, 0]
         yield Piece(piece.unit, np.stack([first + start, first + stop], axis=1)[inside])
-
-
-def _global_shards(
-    split: str, pieces: Sequence[Piece], unit_keys: Sequence[str], export: ExportSpec
-) -> Iterator[ShardLayout]:
-    """Yield shards of windows drawn from the whole split: rows ranked by a seeded hash, cut evenly."""
-    rows = [np.concatenate([np.arange(a, b) for a, b in piece.intervals]) for piece in pieces]
-    if not rows:
-        return
-    ranks = [
-        mixed_hash(hash64(f"{export.seed}\0{unit_keys[piece.unit]}"), row)
-        for piece, row in zip(pieces, rows, strict=True)
-    ]
-    unit = np.repeat([piece.unit for piece in pieces], [len(row) for row in rows])
-    row = np.concatenate(rows)
-    order = np.argsort(np.concatenate(ranks), kind="stable")
-    num_shards = max(1, round(len(row) / export.windows_per_shard))
-    for index, chosen in enumerate(np.array_split(order, num_shards)):
-        rows_here = np.sort(chosen)  # back to the order of units and rows; the seed shuffles again
-        parts = tuple(
-            Piece(
-                int(unit[rows_here[first]]),
-                np.stack([row[rows_here[first:last]], row[rows_here[first:last]] + 1], axis=1),
-            )
-            for first, last in _runs(unit[rows_here].astype(np.int32))
-        )
-        yield ShardLayout(split, parts, digest_of([export.seed, split, index]))
 
 
 def mixed_hash(seed: int, counters: NDArray[np.int64]) -> NDArray[np.uint64]:

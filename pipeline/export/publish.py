@@ -27,7 +27,7 @@ class Exported:
     """A dataset whose shards stand and which nothing names yet; built by `export_dataset`."""
 
     manifest: Manifest
-    contents: Mapping[str, bytes]
+    contents: Mapping[str, bytes | memoryview]
     """The files beside the shards, by path."""
     recipes: Recipes
     """What each shard was made from, shards in order."""

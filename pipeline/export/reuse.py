@@ -50,13 +50,11 @@ class StandingShards:
     def reuse(
         self, tasks: Sequence[ShardTask], recipes: Recipes, formats: Sequence[str], output: Folder
     ) -> Iterator[ShardResult]:
-        """Yield a result for each task of one shard whose files stand already, in their size."""
+        """Yield a result for each task whose shard's files stand already, in their size."""
         candidates = [
             (task, {name: self.files[recipe][name] for name in formats})
             for task in tasks
-            if len(task.layouts) == 1
-            and (recipe := recipes[task.first_index]) in self.files
-            and all(name in self.files[recipe] for name in formats)
+            if (recipe := recipes[task.index]) in self.files and all(name in self.files[recipe] for name in formats)
         ]
 
         def stands(files: Mapping[str, ShardFile]) -> bool:
@@ -69,7 +67,7 @@ class StandingShards:
             standing = pool.map(lambda candidate: stands(candidate[1]), candidates)
             for (task, files), is_there in zip(candidates, standing, strict=True):
                 if is_there:
-                    yield ShardResult(task.first_index, task.layouts[0].split, files, None)
+                    yield ShardResult(task.index, task.layout.split, files, None)
 
 
 def recipes_of(tasks: Sequence[ShardTask], clips: ClipTable, contract: Contract) -> list[str]:
@@ -90,15 +88,14 @@ def recipes_of(tasks: Sequence[ShardTask], clips: ClipTable, contract: Contract)
 
     recipes: list[str] = []
     for task in tasks:
-        for layout in task.layouts:
-            if layout.shuffle_seed:
-                recipes.append("")
-                continue
-            digest = hashlib.sha256(f"{base}\0{layout.split}".encode())
-            for piece in layout.pieces:
-                fragment = task.fragments[piece.unit]
-                digest.update(f"\0{fragment.unit_key}\0{fragment.stamp}\0".encode())
-                digest.update(ledger(piece.unit))
-                digest.update(piece.intervals.tobytes())
-            recipes.append(digest.hexdigest()[:24])
+        if task.layout.shuffle_seed:
+            recipes.append("")
+            continue
+        digest = hashlib.sha256(f"{base}\0{task.layout.split}".encode())
+        for piece in task.layout.pieces:
+            fragment = task.fragments[piece.unit]
+            digest.update(f"\0{fragment.unit_key}\0{fragment.stamp}\0".encode())
+            digest.update(ledger(piece.unit))
+            digest.update(piece.intervals.tobytes())
+        recipes.append(digest.hexdigest()[:24])
     return recipes

@@ -6,10 +6,11 @@ Knows no Ray or torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import ExportSpec, digest_of, hash64
 from pipeline.errors import ConfigError
@@ -20,24 +21,37 @@ from pipeline.storage import read_text
 UNLISTED = "unlisted"
 
 
-def assign_splits(clips: ClipTable, export: ExportSpec, listed: Mapping[str, str]) -> list[str]:
+def assign_splits(
+    clips: ClipTable, export: ExportSpec, listed: Mapping[str, str], shares: NDArray[np.float64] | None = None
+) -> list[str]:
     """Return the split of every clip, dropped ones too.
 
-    A 64-bit hash of the salted id (or source) falls into the ratios' shares of the line, so a clip keeps
+    A 64-bit hash of the salted id (or of another column) falls into the ratios' shares of the line, so a clip keeps
     its split whatever else is in the corpus.
 
     Args:
         listed: clip id -> split for `by: file`; clips that the file does not list go to `unlisted`.
+        shares: (num_clips,) where clips fall on the line, where a carried column decides.
     """
     splits = export.splits
     if splits.by == "file":
-        return [listed.get(clip_id, UNLISTED) for clip_id in clips.table["clip_id"].to_pylist()]
+        return [_listed_split(clip_id, listed) for clip_id in clips.table["clip_id"].to_pylist()]
     names = list(splits.ratios)
     edges = np.cumsum([splits.ratios[name] for name in names])
-    keys = clips.table["clip_id" if splits.by == "clip_id" else "source"].to_pylist()
-    shares = np.array([hash64(f"{splits.salt}\0{key}") / 2**64 for key in keys])
+    if shares is None:
+        shares = split_shares(splits.salt, clips.table[splits.by].to_pylist())
     index = np.minimum(np.searchsorted(edges, shares, side="right"), len(names) - 1)
     return [names[i] for i in index]
+
+
+def _listed_split(clip_id: str, listed: Mapping[str, str]) -> str:
+    """Return the split of a clip that is listed by its id, or by the key that follows ``#`` in it."""
+    return listed.get(clip_id) or listed.get(clip_id.partition("#")[2], UNLISTED)
+
+
+def split_shares(salt: str, values: Sequence[object]) -> NDArray[np.float64]:
+    """Return where values fall on the line of splits, (n,) from 0 to 1; clips without a value stand together."""
+    return np.array([hash64(f"{salt}\0{'' if value is None else value}") / 2**64 for value in values])
 
 
 def listed_splits(splits: SplitConfig, options: Mapping[str, Any]) -> tuple[dict[str, str], str]:
@@ -55,6 +69,9 @@ def listed_splits(splits: SplitConfig, options: Mapping[str, Any]) -> tuple[dict
 def splits_from_json(text: str, name: str) -> dict[str, str]:
     """Return clip id -> split of a JSON file ``{"train": [ids], "val": [ids], ..}``.
 
+    The metadata.json of the later training code is read as well: it lists pairs of key and length, and its `val` is
+    drawn from its `test`; such clips are of `val` here.
+
     Raises:
         ConfigError: the file has another layout, or lists a clip twice.
     """
@@ -69,8 +86,14 @@ def splits_from_json(text: str, name: str) -> dict[str, str]:
         check_split_name(split)
         if split == UNLISTED:
             raise ConfigError(f"{name}: {UNLISTED!r} is the split of clips that the file does not list")
-        for clip_id in ids:
-            if str(clip_id) in listed:
-                raise ConfigError(f"{name}: clip {clip_id!r} stands in {listed[str(clip_id)]} and in {split}")
-            listed[str(clip_id)] = split
+        for entry in ids:
+            is_pair = isinstance(entry, list) and len(entry) == 2
+            clip_id = str(entry[0] if is_pair else entry)
+            other = listed.get(clip_id, split)
+            if is_pair and {other, split} == {"test", "val"}:
+                listed[clip_id] = "val"
+            elif clip_id in listed:
+                raise ConfigError(f"{name}: clip {clip_id!r} stands in {other} and in {split}")
+            else:
+                listed[clip_id] = split
     return listed

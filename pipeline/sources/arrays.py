@@ -10,16 +10,17 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import CorpusSpec
-from pipeline.quarantine import ClipProblem, DropReason
-from pipeline.sources.clip import ClipError, Part, RawClip, field_value, fps_field, raw_clip
+from pipeline.quarantine import ClipError, ClipProblem, DropReason
+from pipeline.sources.clip import ClipFields, Part, RawClip, clip_fields, fps_field, raw_clip
 from pipeline.sources.sizes import MAX_CLIP_BYTES, clip_bytes_fault, growth_fault
+from pipeline.sources.stored_audio import StoredAudio
 from pipeline.storage import Folder, StoredFile
 
 _NUM_SHOWN = 20
@@ -60,15 +61,35 @@ def read_arrays(folder: Folder, part: Part, corpus: CorpusSpec) -> Iterator[RawC
         return
     data = folder.read(part.path)
     try:
-        motion, fields = _motion_and_fields(data, corpus, part.format)
-        values = (
-            _scalar(field_value(fields, corpus.clip_id_field, "clip_id")),
-            _scalar(field_value(fields, fps_field(corpus), "fps")),
-        )
+        if part.format == "npy":
+            motion, fields = array_from_npy(data), clip_fields({}, corpus, _audio({}, folder, part, corpus))
+        else:
+            motion, fields = clip_of_npz(data, folder, part, corpus)
     except ClipError as error:
         yield part.problem(part.stem, "", error.reason, error.detail)
         return
-    yield raw_clip(part, "", part.stem, motion, values, corpus)
+    yield raw_clip(part, "", part.stem, motion, fields, corpus)
+
+
+def clip_of_npz(
+    data: bytes, folder: Folder, part: Part, corpus: CorpusSpec, motion_fields: tuple[str, ...] = ()
+) -> tuple[npt.NDArray[Any], ClipFields]:
+    """Return motion of an npz archive's bytes, and what stands beside it.
+
+    Args:
+        motion_fields: names of the motion, the first one that is there counts; empty: the configured one.
+
+    Raises:
+        ClipError: no archive, no motion, or an array that cannot be read.
+    """
+    names = motion_fields or (corpus.motion_field,)
+    audio = {corpus.audio.field} if corpus.audio is not None else set()
+    carried = {column.name for column in corpus.carry}
+    plain = {corpus.clip_id_field or "clip_id", fps_field(corpus) or "fps"}
+    arrays = _read_archive(data, names, plain | carried | audio)
+    motion = next(arrays[name] for name in names if name in arrays)
+    fields = {name: _scalar(value) if name in plain else value for name, value in arrays.items()}
+    return motion, clip_fields(fields, corpus, _audio(arrays, folder, part, corpus))
 
 
 def array_from_npy(data: bytes) -> npt.NDArray[Any]:
@@ -95,10 +116,25 @@ def array_from_npy(data: bytes) -> npt.NDArray[Any]:
         raise ClipError(DropReason.UNREADABLE, f"no npy array: {error}") from error
 
 
-def _motion_and_fields(data: bytes, corpus: CorpusSpec, file_format: str) -> tuple[npt.NDArray[Any], dict[str, Any]]:
-    """Return motion, and of an npz file's other arrays those that id and rate may stand in."""
-    if file_format == "npy":
-        return array_from_npy(data), {}
+def empty_like_npy(head: bytes) -> npt.NDArray[Any]:
+    """Return an array of two elements with type and number of axes of the npy file that begins with these bytes.
+
+    Raises:
+        ClipError: it is none, or holds no numbers.
+    """
+    stream = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(stream)
+        shape, _, dtype = HEADER_READERS[version](stream)
+    except (*HEADER_FAULTS, KeyError) as error:
+        raise ClipError(DropReason.UNREADABLE, f"no npy array: {error}") from error
+    if dtype.hasobject:
+        raise ClipError(DropReason.UNREADABLE, f"wanted an array of numbers, found {dtype} {shape}")
+    return np.zeros((2,) + (1,) * (len(shape) - 1), dtype) if shape else np.zeros((), dtype)
+
+
+def _read_archive(data: bytes, motion_fields: tuple[str, ...], others: Collection[str]) -> dict[str, Any]:
+    """Return every name of an npz archive with the array of the motion and of the others wanted, None elsewhere."""
     is_zip = data[:4] == b"PK\x03\x04"
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
@@ -106,13 +142,19 @@ def _motion_and_fields(data: bytes, corpus: CorpusSpec, file_format: str) -> tup
         reason = DropReason.TRUNCATED if is_zip else DropReason.UNREADABLE
         raise ClipError(reason, f"no npz archive: {error}") from error
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    if corpus.motion_field not in members:
+    motion_field = next((name for name in motion_fields if name in members), None)
+    if motion_field is None:
         found = ", ".join(sorted(members)[:_NUM_SHOWN]) or "none"
-        raise ClipError(DropReason.MISSING_FIELD, f"no key {corpus.motion_field!r}, found: {found}")
-    wanted = {corpus.clip_id_field or "clip_id", fps_field(corpus) or "fps"}
-    fields: dict[str, Any] = dict.fromkeys(members)
-    fields.update({name: _read_member(archive, members[name]) for name in wanted & set(members)})
-    return _read_member(archive, members[corpus.motion_field]), fields
+        names = " or ".join(repr(name) for name in motion_fields)
+        raise ClipError(DropReason.MISSING_FIELD, f"no key {names}, found: {found}")
+    arrays: dict[str, Any] = dict.fromkeys(members)
+    wanted = sorted({motion_field, *others} & set(members))
+    arrays.update({name: _read_member(archive, members[name]) for name in wanted})
+    return arrays
+
+
+def _audio(arrays: dict[str, Any], folder: Folder, part: Part, corpus: CorpusSpec) -> StoredAudio | None:
+    return None if corpus.audio is None else StoredAudio(arrays.get(corpus.audio.field), folder, part)
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.NDArray[Any]:

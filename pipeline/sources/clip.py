@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import CodecSpec, CorpusSpec
-from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.audio import ClipAudio, seconds_beyond_motion
+from pipeline.carried import as_kind
+from pipeline.config import AudioRule, CarriedColumn, CodecSpec, CorpusSpec
+from pipeline.quarantine import ClipError, ClipProblem, DropReason
 from pipeline.sources.sizes import growth_fault
 
 MAX_CLIP_ID_CHARS = 1024
@@ -25,12 +27,15 @@ FPS_TOLERANCE = 1e-6
 
 _FLOAT_BYTES = (2, 4, 8)
 
+AudioReader = Callable[[AudioRule], ClipAudio]
+"""Reads a clip's audio; raises ClipError where it cannot be used."""
+
 
 @dataclass(frozen=True)
 class Part:
-    """A slice of one file, read by one task: rows of Parquet, bytes of a tar, else the whole file.
+    """A slice of one file, read by one task: rows of Parquet, bytes of a tar, keys of LMDB, else the whole file.
 
-    `start` and `stop` count rows of the whole file, or bytes up to a member's header; None is the file's end.
+    `start` and `stop` count rows or keys of the whole file, or bytes up to a member's header; None is the file's end.
     """
 
     input_name: str
@@ -65,6 +70,16 @@ class Part:
 
 
 @dataclass(frozen=True)
+class ClipFields:
+    """What a format stores beside a clip's motion, as stored: None, or no key, where there is none."""
+
+    clip_id: Any = None
+    fps: Any = None
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    audio: AudioReader | None = None
+
+
+@dataclass(frozen=True)
 class RawClip:
     """Motion as stored, (frames, dims) of any dtype; `where` names row or member, "" a whole file."""
 
@@ -73,6 +88,9 @@ class RawClip:
     where: str
     motion: npt.NDArray[Any]
     fps: float | None
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that `input.carry` names, as stored; a missing one may be left out."""
+    audio: AudioReader | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,9 @@ class PreparedClip:
     where: str
     motion: npt.NDArray[np.float32]
     motion_digest: str
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    """A value of its column's kind, or None, for each field that `input.carry` names."""
+    audio: ClipAudio | None = None
 
 
 @dataclass(frozen=True)
@@ -95,15 +116,6 @@ class MeasurableClip:
     where: str
     motion: npt.NDArray[np.float32]
     fps: float | None
-
-
-class ClipError(Exception):
-    """A clip cannot be used; raised and caught inside this package, where it becomes a ClipProblem."""
-
-    def __init__(self, reason: DropReason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
 
 
 def qualified(input_name: str, text: str) -> str:
@@ -140,16 +152,29 @@ def fps_field(corpus: CorpusSpec) -> str | None:
     return corpus.fps if isinstance(corpus.fps, str) else None
 
 
+def clip_fields(fields: Mapping[str, Any], corpus: CorpusSpec, audio: AudioReader | None = None) -> ClipFields:
+    """Return what stands beside a clip's motion in a mapping of names to values.
+
+    Raises:
+        ClipError: a configured field for id or rate is missing.
+    """
+    return ClipFields(
+        clip_id=field_value(fields, corpus.clip_id_field, "clip_id"),
+        fps=field_value(fields, fps_field(corpus), "fps"),
+        carried={column.name: fields[column.name] for column in corpus.carry if column.name in fields},
+        audio=audio,
+    )
+
+
 def raw_clip(
-    part: Part, where: str, default_id: str, motion: npt.NDArray[Any], fields: tuple[Any, Any], corpus: CorpusSpec
+    part: Part, where: str, default_id: str, motion: npt.NDArray[Any], fields: ClipFields, corpus: CorpusSpec
 ) -> RawClip | ClipProblem:
     """Return a clip as stored, or what is wrong with its id.
 
     Args:
-        default_id: without the input's name; used where the field is None.
-        fields: values of the id's field and of the rate's field, None where there is none.
+        default_id: without the input's name; used where no id is stored.
     """
-    id_value, fps_value = fields
+    id_value = fields.clip_id
     is_number = isinstance(id_value, int) and not isinstance(id_value, bool)
     clip_id = str(id_value) if is_number else id_value
     if clip_id is None:
@@ -157,8 +182,9 @@ def raw_clip(
     fault = _clip_id_fault(clip_id)
     if fault:
         return part.problem(default_id, where, DropReason.BAD_CLIP_ID, fault)
-    fps = fps_value if corpus.fps is None or isinstance(corpus.fps, str) else corpus.fps
-    return RawClip(qualified(part.input_name, clip_id), part.source, short(where), motion, _as_fps(fps))
+    fps = fields.fps if corpus.fps is None or isinstance(corpus.fps, str) else corpus.fps
+    full_id = qualified(part.input_name, clip_id)
+    return RawClip(full_id, part.source, short(where), motion, _as_fps(fps), fields.carried, fields.audio)
 
 
 def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> PreparedClip | ClipProblem:
@@ -176,10 +202,12 @@ def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> Prepared
         if rate != codec.fps:
             _check_resampled_size(selected, rate, codec.fps)
             motion = resample(selected, rate, codec.fps)
+        carried = {column.name: _carried(raw, column) for column in corpus.carry}
+        audio = _checked_audio(raw, rate, corpus.audio)
     except ClipError as error:
         clip_id = printable(raw.clip_id)[:MAX_CLIP_ID_CHARS]
         return ClipProblem(clip_id, raw.source, raw.where, error.reason, short(error.detail))
-    return PreparedClip(raw.clip_id, raw.source, raw.where, motion, motion_digest(motion))
+    return PreparedClip(raw.clip_id, raw.source, raw.where, motion, motion_digest(motion), carried, audio)
 
 
 def clip_to_measure(raw: RawClip, corpus: CorpusSpec, fps: float | None) -> MeasurableClip | ClipProblem:
@@ -298,6 +326,31 @@ def _checked_fps(fps: float | None, corpus: CorpusSpec, wanted: float) -> float:
     if corpus.resample != "linear":
         raise ClipError(DropReason.FPS_MISMATCH, f"wanted {wanted:g} frames a second, found {fps:g}")
     return fps
+
+
+def _carried(raw: RawClip, column: CarriedColumn) -> Any:
+    """Return a value as its column holds it; an array of one element counts as that element where no list is wanted."""
+    value = raw.carried.get(column.name)
+    if isinstance(value, np.ndarray) and value.size == 1 and not column.kind.startswith("list"):
+        value = value.item()
+    try:
+        return as_kind(value, column.kind)
+    except ValueError as error:
+        raise ClipError(DropReason.WRONG_DTYPE, f"carried field {column.name!r}: {error}") from error
+
+
+def _checked_audio(raw: RawClip, fps: float, rule: AudioRule | None) -> ClipAudio | None:
+    """Return a clip's audio, which lasts as long as its motion at the stored rate."""
+    if rule is None:
+        return None
+    if raw.audio is None:
+        raise ClipError(DropReason.AUDIO_MISSING, f"no audio in {rule.field!r}")
+    audio = raw.audio(rule)
+    drift = seconds_beyond_motion(audio, len(raw.motion), fps)
+    if abs(drift) > rule.tolerance_s:
+        lengths = f"audio of {audio.num_samples / audio.rate_hz:.3f} s, motion of {len(raw.motion) / fps:.3f} s"
+        raise ClipError(DropReason.AUDIO_MISMATCH, f"{lengths}: {rule.tolerance_s:g} s more or less are allowed")
+    return replace(audio, drift_s=drift)
 
 
 def _is_rate(fps: float) -> bool:

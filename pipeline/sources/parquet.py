@@ -14,17 +14,17 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import CodecSpec, CorpusSpec
-from pipeline.quarantine import ClipProblem, DropReason
-from pipeline.sources.clip import ClipError, Part, RawClip, fps_field, raw_clip
+from pipeline.quarantine import ClipError, ClipProblem, DropReason
+from pipeline.sources.clip import ClipFields, Part, RawClip, fps_field, raw_clip
 from pipeline.sources.parquet_footer import ChunkClaim, chunk_claims
+from pipeline.sources.parquet_lists import is_list, motions_of, value_at
 from pipeline.sources.sizes import MAX_GROWTH, growth_fault
+from pipeline.sources.stored_audio import StoredAudio
 from pipeline.storage import Folder
 
 BATCH_BYTES = 16 << 20
@@ -41,9 +41,23 @@ class _Columns:
     motion: str
     clip_id: str | None
     fps: str | None
+    carried: tuple[str, ...]
+    audio: str | None
 
     def names(self) -> list[str]:
-        return [name for name in (self.motion, self.clip_id, self.fps) if name is not None]
+        names = (self.motion, self.clip_id, self.fps, *self.carried, self.audio)
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a part is read with: built by `read_parquet`, once a part."""
+
+    folder: Folder
+    part: Part
+    columns: _Columns
+    corpus: CorpusSpec
+    flat_dim: int
 
 
 @dataclass(frozen=True)
@@ -99,10 +113,12 @@ def read_parquet(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpe
             with _damage_in("the footer"):
                 schema = parquet.schema_arrow
                 columns = _find_columns(schema, corpus)
-                if columns.clip_id in schema.names and pa.types.is_string(schema.field(columns.clip_id).type):
-                    # a long text that repeats is held once
+                texts = [name for name in columns.names() if name not in (columns.motion, columns.fps)]
+                repeating = [leaf for name in texts for leaf in _text_leaves(type_of(schema, name), name)]
+                if repeating:
+                    # long texts and bytes that repeat are held once
                     parquet = pq.ParquetFile(
-                        file, metadata=parquet.metadata, pre_buffer=True, read_dictionary=[columns.clip_id]
+                        file, metadata=parquet.metadata, pre_buffer=True, read_dictionary=repeating
                     )
                 groups = list(_row_groups(parquet, part))
                 claims = _claims(parquet)
@@ -110,81 +126,15 @@ def read_parquet(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpe
         except ClipError as error:
             yield part.problem(part.stem, "", error.reason, error.detail)
             return
+        reading = _Reading(folder, part, columns, corpus, flat_dim)
         with closing(parquet):
             for group in groups:
                 try:
                     num_bytes = _decoded_bytes(claims[group.index], columns, schema, file_bytes)
                     for row, batch in _batches(parquet, group, columns, num_bytes):
-                        yield from _clips(batch, row, part, columns, corpus, flat_dim)
+                        yield from _clips(batch, row, reading)
                 except ClipError as error:
                     yield part.problem(part.stem, _rows(group), error.reason, error.detail)
-
-
-def motions_of(column: Any, flat_dim: int) -> Iterator[npt.NDArray[Any] | ClipError]:
-    """Yield the motion of every row, (frames, dims) without copies, or what is wrong with it.
-
-    Args:
-        column: Arrow array of lists of frames, or of flat lists of frames * flat_dim numbers; sliced or not.
-        flat_dim: dims of a frame where the list is flat; 0 where nobody knows.
-    """
-    column = _without_extension(column)
-    if not _is_list(column.type):
-        yield from [ClipError(DropReason.WRONG_DTYPE, f"wanted lists of numbers, found {column.type}")] * len(column)
-        return
-    is_null = column.is_null().to_numpy(zero_copy_only=False)
-    edges = _edges(column)
-    values, frame_edges = column.flatten(), None
-    if _is_list(values.type):
-        frame_edges, values = _edges(values), values.flatten()
-    if not pa.types.is_floating(values.type):
-        yield from [ClipError(DropReason.WRONG_DTYPE, f"wanted floats, found {column.type}")] * len(column)
-        return
-    numbers = values.to_numpy(zero_copy_only=False)
-    for row in range(len(column)):
-        start, stop = int(edges[row]), int(edges[row + 1])
-        if is_null[row]:
-            yield ClipError(DropReason.MISSING_FIELD, "the motion is null")
-        elif frame_edges is None:
-            yield _flat_motion(numbers[start:stop], flat_dim)
-        else:
-            yield _nested_motion(numbers, frame_edges[start : stop + 1], flat_dim)
-
-
-def _flat_motion(numbers: npt.NDArray[Any], flat_dim: int) -> npt.NDArray[Any] | ClipError:
-    if not flat_dim:
-        detail = "a flat list does not say its dims a frame: name them with --set input.motion_dim=NUMBER"
-        return ClipError(DropReason.WRONG_DIM, detail)
-    if len(numbers) % flat_dim:
-        detail = f"wanted a multiple of {flat_dim} numbers in a flat list, found {len(numbers)}"
-        return ClipError(DropReason.WRONG_DIM, detail)
-    return numbers.reshape(-1, flat_dim)
-
-
-def _nested_motion(
-    numbers: npt.NDArray[Any], frame_edges: npt.NDArray[np.int64], flat_dim: int
-) -> npt.NDArray[Any] | ClipError:
-    dims = np.diff(frame_edges)
-    if not len(dims):
-        return np.empty((0, flat_dim), numbers.dtype)
-    is_other = dims != dims[0]
-    if is_other.any():
-        frame = int(np.argmax(is_other))
-        return ClipError(DropReason.WRONG_DIM, f"frame {frame} has {dims[frame]} dims, frame 0 has {dims[0]}")
-    return numbers[frame_edges[0] : frame_edges[-1]].reshape(len(dims), int(dims[0]))
-
-
-def _edges(lists: Any) -> npt.NDArray[np.int64]:
-    """Return where each list begins and ends in `lists.flatten()`, which leaves out nulls; (n + 1,)."""
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def _is_list(kind: Any) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _without_extension(column: Any) -> Any:
-    return column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
 def _opened(file: BinaryIO) -> Any:
@@ -234,6 +184,8 @@ def _find_columns(schema: Any, corpus: CorpusSpec) -> _Columns:
         motion=required(corpus.motion_field),
         clip_id=optional(corpus.clip_id_field, "clip_id"),
         fps=optional(fps_field(corpus), "fps"),
+        carried=tuple(column.name for column in corpus.carry if _has_column(schema, column.name)),
+        audio=corpus.audio.field if corpus.audio is not None and _has_column(schema, corpus.audio.field) else None,
     )
 
 
@@ -284,10 +236,11 @@ def _decoded_bytes(chunks: list[ChunkClaim], columns: _Columns, schema: Any, fil
         ClipError: far more than is stored: runs of one value can stand for any number of them.
     """
     wanted = [chunk for name in columns.names() for chunk in chunks if _is_in(chunk, name)]
-    num_nulls = sum(chunk.num_nulls for chunk in chunks if _is_in(chunk, columns.motion))
     num_bytes = sum(chunk.decoded_bytes for chunk in wanted)
-    # a null in place of a fixed-size list takes as much as the list
-    num_bytes += _fixed_bytes(schema, columns.motion) * max(1, num_nulls)
+    for name in columns.names():
+        # a null in place of a fixed-size list takes as much as the list
+        num_nulls = sum(chunk.num_nulls for chunk in chunks if _is_in(chunk, name))
+        num_bytes += _fixed_bytes(type_of(schema, name)) * max(1, num_nulls)
     fault = growth_fault("the row group", num_bytes, min(file_bytes, sum(chunk.stored_bytes for chunk in wanted)))
     if fault:
         raise ClipError(DropReason.UNREADABLE, fault)
@@ -299,12 +252,27 @@ def _is_in(chunk: ChunkClaim, name: str) -> bool:
     return chunk.path[:1] == (name,) or chunk.path[: name.count(".") + 1] == tuple(name.split("."))
 
 
-def _fixed_bytes(schema: Any, motion: str) -> int:
-    """Return the bytes of one fixed-size list of the motion's type, 0 without one."""
-    outer, _, inner = motion.partition(".")
-    kind = schema.field(motion).type if motion in schema.names else schema.field(outer).type.field(inner).type
+def type_of(schema: Any, name: str) -> Any:
+    """Return the type of a column, or of the field `b` of a struct column `a` for the name ``a.b``."""
+    outer, _, inner = name.partition(".")
+    return schema.field(name).type if name in schema.names else schema.field(outer).type.field(inner).type
+
+
+def _text_leaves(kind: Any, path: str) -> Iterator[str]:
+    """Yield the paths of texts and bytes in a column that is not a list."""
+    if pa.types.is_struct(kind):
+        for field in kind:
+            yield from _text_leaves(field.type, f"{path}.{field.name}")
+    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
+        yield path
+
+
+def _fixed_bytes(kind: Any) -> int:
+    """Return the bytes of one value's fixed-size lists, 0 without any."""
+    if pa.types.is_struct(kind):
+        return sum(_fixed_bytes(field.type) for field in kind)
     num_bytes, is_fixed = _REFERENCE_BYTES, False
-    while _is_list(kind):
+    while is_list(kind):
         if pa.types.is_fixed_size_list(kind):
             num_bytes, is_fixed = num_bytes * kind.list_size, True
         kind = kind.value_type
@@ -331,35 +299,35 @@ def _batches(parquet: Any, group: _RowGroup, columns: _Columns, num_bytes: int) 
                 return
 
 
-def _clips(
-    batch: Any, first_row: int, part: Part, columns: _Columns, corpus: CorpusSpec, flat_dim: int
-) -> Iterator[RawClip | ClipProblem]:
+def _clips(batch: Any, first_row: int, reading: _Reading) -> Iterator[RawClip | ClipProblem]:
+    part, columns, corpus = reading.part, reading.columns, reading.corpus
     ids = _values(batch, columns.clip_id)
     rates = _values(batch, columns.fps)
-    motions = motions_of(_column(batch, columns.motion), flat_dim)
+    carried = {name: _column(batch, name) for name in columns.carried}
+    audio = None if columns.audio is None else _column(batch, columns.audio)
+    motions = motions_of(_column(batch, columns.motion), reading.flat_dim)
     for index, motion in enumerate(motions):
         row = first_row + index
         where, default_id = f"row {row}", f"{part.stem}#{row}"
         if isinstance(motion, ClipError):
             clip_id = ids[index] if isinstance(ids[index], str) else default_id
             yield part.problem(clip_id, where, motion.reason, motion.detail)
-        else:
-            yield raw_clip(part, where, default_id, motion, (ids[index], rates[index]), corpus)
+            continue
+        fields = ClipFields(
+            clip_id=ids[index],
+            fps=rates[index],
+            carried={name: value_at(column, index) for name, column in carried.items()},
+            audio=None if audio is None else StoredAudio(value_at(audio, index), reading.folder, part),
+        )
+        yield raw_clip(part, where, default_id, motion, fields, corpus)
 
 
 def _values(batch: Any, name: str | None) -> list[Any]:
-    """Return a column as Python values, None without one; what Python cannot hold stays an Arrow scalar."""
+    """Return a column as Python values, None without one."""
     if name is None:
         return [None] * batch.num_rows
     column = _column(batch, name)
     if isinstance(column, pa.DictionaryArray):
-        values = [_value(scalar) for scalar in column.dictionary]
+        values = [value_at(column.dictionary, index) for index in range(len(column.dictionary))]
         return [None if index is None else values[index] for index in column.indices.to_pylist()]
-    return [_value(scalar) for scalar in column]
-
-
-def _value(scalar: Any) -> Any:
-    try:
-        return scalar.as_py()
-    except (ValueError, OverflowError):
-        return scalar
+    return [value_at(column, index) for index in range(len(column))]

@@ -5,13 +5,14 @@ Readers are imported when the first file of their format is met.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pipeline.config import CodecSpec, CorpusSpec
 from pipeline.errors import InputFormatError, StorageError
 from pipeline.quarantine import ClipProblem
 from pipeline.sources.clip import Part, RawClip
-from pipeline.storage import Folder, StoredFile
+from pipeline.storage import Folder, InputRoot, StoredFile, open_inputs
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -19,7 +20,10 @@ SUFFIXES = {
     ".tar": "webdataset",
     ".npz": "npz",
     ".npy": "npy",
+    ".lmdb": "lmdb",
+    "data.mdb": "lmdb",
 }
+"""How names end. LMDB calls its file data.mdb in every folder; .mdb alone may be another program's database."""
 
 
 def format_of(path: str, configured: str = "auto") -> str:
@@ -30,12 +34,34 @@ def format_of(path: str, configured: str = "auto") -> str:
     """
     if configured != "auto":
         return configured
-    for suffix, name in SUFFIXES.items():
-        if path.lower().endswith(suffix):
-            return name
-    raise InputFormatError(
-        f"{path} has no known suffix ({', '.join(SUFFIXES)}): say what it is with --set input.format=FORMAT"
-    )
+    found = format_by_suffix(path)
+    if found is None:
+        raise InputFormatError(
+            f"{path} has no known suffix ({', '.join(SUFFIXES)}): say what it is with --set input.format=FORMAT"
+        )
+    return found
+
+
+def format_by_suffix(path: str) -> str | None:
+    """Return the format that a file's name tells, None where it tells none."""
+    return next((name for suffix, name in SUFFIXES.items() if path.lower().endswith(suffix)), None)
+
+
+def open_readable(inputs: Sequence[str], configured: str, options: Mapping[str, Any]) -> list[InputRoot]:
+    """Return what each input holds of the formats that are read here, or of the configured one.
+
+    Raises:
+        InputNotFoundError: an input is missing or holds no motion.
+        InputFormatError: a file named directly has an unknown suffix, or LMDB stands where it cannot be read.
+    """
+    roots = open_inputs(inputs, tuple(SUFFIXES) if configured == "auto" else (), options)
+    for root in roots:
+        for file in root.files:
+            if format_of(file.path, configured) == "lmdb":
+                from pipeline.sources.lmdb import check_lmdb
+
+                check_lmdb(root.folder, file.path)
+    return roots
 
 
 def cut_file(folder: Folder, input_name: str, file: StoredFile, corpus: CorpusSpec) -> list[Part]:
@@ -58,6 +84,10 @@ def cut_file(folder: Folder, input_name: str, file: StoredFile, corpus: CorpusSp
             from pipeline.sources.webdataset import cut_webdataset
 
             return cut_webdataset(folder, whole, corpus)
+        if whole.format == "lmdb":
+            from pipeline.sources.lmdb import cut_lmdb
+
+            return cut_lmdb(folder, whole, corpus)
     except OSError as error:
         raise _storage_error(folder, whole, error) from error
     from pipeline.sources.arrays import cut_arrays
@@ -86,6 +116,10 @@ def _reader_of(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpec)
         from pipeline.sources.webdataset import read_webdataset
 
         return read_webdataset(folder, part, corpus)
+    if part.format == "lmdb":
+        from pipeline.sources.lmdb import read_lmdb
+
+        return read_lmdb(folder, part, corpus)
     from pipeline.sources.arrays import read_arrays
 
     return read_arrays(folder, part, corpus)

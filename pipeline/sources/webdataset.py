@@ -10,19 +10,30 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from pipeline.config import CorpusSpec
-from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.quarantine import ClipError, ClipProblem, DropReason
 from pipeline.sources.arrays import array_from_npy
-from pipeline.sources.clip import ClipError, Part, RawClip, field_value, fps_field, raw_clip
+from pipeline.sources.clip import Part, RawClip, clip_fields, raw_clip
 from pipeline.sources.sizes import MAX_HEADER_BYTES, MAX_JSON_BYTES, clip_bytes_fault
+from pipeline.sources.stored_audio import StoredAudio
 from pipeline.storage import Folder
 
 Member = tarfile.TarInfo
 _NUM_SHOWN = 20
 
 _TAR_FAULTS = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
+
+
+@dataclass(frozen=True)
+class _Tar:
+    """An opened tar, the folder it lies in, and the part of it that is read: built by `read_webdataset`."""
+
+    file: BinaryIO
+    folder: Folder
+    part: Part
 
 
 def cut_webdataset(folder: Folder, whole: Part, corpus: CorpusSpec) -> list[Part]:
@@ -66,7 +77,7 @@ def read_webdataset(folder: Folder, part: Part, corpus: CorpusSpec) -> Iterator[
                 if key in seen and not any(name.endswith("npy") for name in sample):
                     continue
                 seen.add(key)
-                yield _fault(part, key, found, sample) or _clip(file, part, key, sample, corpus)
+                yield _fault(part, key, found, sample) or _clip(_Tar(file, folder, part), key, sample, corpus)
         except ClipError as error:
             yield part.problem(part.stem, "", error.reason, error.detail)
 
@@ -85,8 +96,9 @@ def _fault(part: Part, key: str, members: Sequence[Member], sample: dict[str, Me
     return part.problem(f"{part.stem}#{key}", f"sample {key}", DropReason.UNREADABLE, detail)
 
 
-def _clip(file: BinaryIO, part: Part, key: str, sample: dict[str, Member], corpus: CorpusSpec) -> RawClip | ClipProblem:
+def _clip(tar: _Tar, key: str, sample: dict[str, Member], corpus: CorpusSpec) -> RawClip | ClipProblem:
     """Return the clip of a sample, given its members by extension."""
+    part = tar.part
     default_id = f"{part.stem}#{key}"
     extension = next((name for name in (f"{corpus.motion_field}.npy", "npy") if name in sample), None)
     where = f"member {sample[extension].name}" if extension else f"sample {key}"
@@ -95,18 +107,38 @@ def _clip(file: BinaryIO, part: Part, key: str, sample: dict[str, Member], corpu
             found = ", ".join(sorted(sample)[:_NUM_SHOWN])
             detail = f"no member .{corpus.motion_field}.npy or .npy, found: {found}"
             raise ClipError(DropReason.MISSING_FIELD, detail)
-        fields = _json_fields(file, sample["json"]) if "json" in sample else {}
-        values = (
-            field_value(fields, corpus.clip_id_field, "clip_id"),
-            field_value(fields, fps_field(corpus), "fps"),
-        )
-        fault = clip_bytes_fault(sample[extension].name, sample[extension].size)
-        if fault:
-            raise ClipError(DropReason.UNREADABLE, fault)
-        motion = array_from_npy(_bytes_of(file, sample[extension]))
+        tree = json_fields(tar.file, sample["json"]) if "json" in sample else {}
+        fields = clip_fields(tree, corpus, _audio(tar, sample, tree, corpus))
+        motion = array_from_npy(_bytes_of(tar.file, sample[extension]))
     except ClipError as error:
         return part.problem(default_id, where, error.reason, error.detail)
-    return raw_clip(part, where, default_id, motion, values, corpus)
+    return raw_clip(part, where, default_id, motion, fields, corpus)
+
+
+def _audio(tar: _Tar, sample: dict[str, Member], tree: dict[str, Any], corpus: CorpusSpec) -> StoredAudio | None:
+    """Return a sample's sound: a member named as the field, a wav or flac one, else what its .json says."""
+    if corpus.audio is None:
+        return None
+    name = corpus.audio.field
+    found = next((item for item in (f"{name}.npy", *sound_members(name)) if item in sample), None)
+    if found is None:
+        return StoredAudio(tree.get(name), tar.folder, tar.part)
+    data = _bytes_of(tar.file, sample[found])
+    return StoredAudio(array_from_npy(data) if found.endswith(".npy") else data, tar.folder, tar.part)
+
+
+def sound_members(name: str) -> tuple[str, ...]:
+    """Return the extensions that a sample's sound may have as a file of its own, the first one found counts."""
+    return (f"{name}.wav", f"{name}.flac", "wav", "flac")
+
+
+def sample_members(file: BinaryIO, part: Part) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Yield key and members by extension of every sample of a part, until the tar ends or is damaged."""
+    try:
+        for key, members in itertools.groupby(_members(file, part), _key):
+            yield key, {member.name.removeprefix(key)[1:]: member for member in members}
+    except ClipError:
+        return
 
 
 def _members(file: BinaryIO, part: Part) -> Iterator[Member]:
@@ -174,11 +206,25 @@ def _key(member: Member) -> str:
 
 
 def _bytes_of(file: BinaryIO, member: Member) -> bytes:
+    fault = clip_bytes_fault(member.name, member.size)
+    if fault:
+        raise ClipError(DropReason.UNREADABLE, fault)
     file.seek(member.offset_data)
     return file.read(member.size)
 
 
-def _json_fields(file: BinaryIO, member: Member) -> dict[str, Any]:
+def member_head(file: BinaryIO, member: Member, num_bytes: int) -> bytes:
+    """Return the first bytes of a member."""
+    file.seek(member.offset_data)
+    return file.read(min(member.size, num_bytes))
+
+
+def json_fields(file: BinaryIO, member: Member) -> dict[str, Any]:
+    """Return what the .json of a sample holds, nothing where it is no mapping.
+
+    Raises:
+        ClipError: it is too large, or no JSON.
+    """
     if member.size > MAX_JSON_BYTES:
         detail = f"the sample's .json has {member.size} bytes, at most {MAX_JSON_BYTES} are read"
         raise ClipError(DropReason.UNREADABLE, detail)

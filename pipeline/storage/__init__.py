@@ -10,10 +10,12 @@ from pipeline.storage.files import StoredFile
 from pipeline.storage.folder import Folder, parent_and_name, read_bytes, read_text
 from pipeline.storage.inputs import InputRoot, open_inputs
 from pipeline.storage.retries import without_secrets
+from pipeline.storage.scratch import Scratch
 
 __all__ = [
     "Folder",
     "InputRoot",
+    "Scratch",
     "StoredFile",
     "open_inputs",
     "parent_and_name",

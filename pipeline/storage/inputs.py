@@ -18,6 +18,8 @@ from pipeline.storage.retries import without_secrets
 _WILDCARDS = re.compile(r"[*?\[]")
 _NAMED_INPUT = re.compile(r"([A-Za-z0-9_-]+)=(.+)", re.DOTALL)
 _NUM_SHOWN = 5
+_LOCKS = ("lock.mdb", "-lock")
+"""How the names of the files end that LMDB keeps beside its data; they hold none."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def open_inputs(
     """Return what each input holds: a file, a folder or a glob, optionally written ``name=path``.
 
     One unnamed input has the name "", several are called by their position. Of folders and globs, files
-    with a part of their path that starts with ``.`` or ``_`` are left out.
+    with a part of their path that starts with ``.`` or ``_`` are left out, and LMDB's locks.
 
     Args:
         known_suffixes: lower case, with the dot; empty admits every file.
@@ -74,11 +76,15 @@ def _open_input(name: str, path: str, known: tuple[str, ...], options: Mapping[s
     listed = folder.list_files()
     if not listed and _WILDCARDS.search(path):
         folder, listed = _expand_glob(path, options)
-    visible = [file for file in listed if not any(part[:1] in "._" for part in file.path.split("/"))]
+    visible = [file for file in listed if not _is_hidden(file.path)]
     kept = tuple(file for file in visible if not known or file.path.lower().endswith(known))
     if not kept:
         raise InputNotFoundError(f"input {without_secrets(path)} {_lack(visible, known)}")
     return InputRoot(name, folder, kept, len(listed) - len(kept))
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part[:1] in "._" for part in path.split("/")) or path.endswith(_LOCKS)
 
 
 def _expand_glob(pattern: str, options: Mapping[str, Any] | None) -> tuple[Folder, list[StoredFile]]:

@@ -210,3 +210,90 @@ def test_encoder_refuses_other_shapes_and_types(tiny_model: BitwiseVAE) -> None:
             encoder.encode(motion, one + begin, one + end, one)
     with pytest.raises(ValueError, match="three columns of one length"):
         encoder.encode(motion, one, one + 20, np.zeros(2, dtype=np.int64))
+
+
+@pytest.fixture
+def spans() -> list[np.ndarray]:
+    """Windows of two clips of 40 and 25 frames: all padding before, some, and none."""
+    rows = [(0, 40, 0), (0, 40, 3), (0, 40, 7), (0, 40, 33), (0, 40, 38), (40, 65, 0), (40, 65, 14)]
+    return list(np.array(rows).T)
+
+
+def cut_windows(motion: torch.Tensor, spans: list[np.ndarray]) -> torch.Tensor:
+    rows = zip(*spans, strict=True)
+    return torch.from_numpy(np.stack([cut_window(motion[b:e].numpy(), start, 7) for b, e, start in rows]))
+
+
+def test_encode_more_gives_the_bits_of_encode(tiny_model: BitwiseVAE, spans: list[np.ndarray]) -> None:
+    motion = torch.randn(65, 6, generator=torch.Generator().manual_seed(16))
+    encoder = WindowEncoder(tiny_model, batch_size=3)
+    wanted = encoder.encode(motion, *spans)
+    alone = encoder.encode_more(motion, *spans, latent=False, decoder=None)
+    assert alone.this_latent is None
+    assert alone.decoded_prev_bits is None
+    more = encoder.encode_more(motion, *spans, latent=True, decoder=encoder.decoder_of(tiny_model))
+    for found in (alone, more):
+        np.testing.assert_array_equal(found.bits, wanted)
+    windows = cut_windows(motion, spans)
+    assert more.this_latent is not None
+    np.testing.assert_array_equal(more.this_latent, encoder.latents(windows)[:, 7:].half().numpy())
+
+
+def test_encode_more_reads_no_prev_outside_the_clip(tiny_model: BitwiseVAE, spans: list[np.ndarray]) -> None:
+    """Decoded frames stand where the clip has frames only; elsewhere the zeros stay, whatever lies beside the clip."""
+    motion = torch.randn(65, 6, generator=torch.Generator().manual_seed(17))
+    encoder = WindowEncoder(tiny_model, batch_size=4, num_threads=2)
+    decoder = encoder.decoder_of(tiny_model)
+    found = encoder.encode_more(motion, *spans, latent=False, decoder=decoder)
+    assert found.decoded_prev_bits is not None
+    decoded = decode_prev(tiny_model, found.bits[:, 0])
+    windows = cut_windows(motion, spans)
+    for row, start in enumerate(spans[2]):
+        num_real = min(7, int(start))
+        windows[row, 7 - num_real : 7] = decoded[row, 7 - num_real :]
+    np.testing.assert_array_equal(found.decoded_prev_bits, encoder.encode_windows(windows)[:, 1])
+    np.testing.assert_array_equal(found.decoded_prev_bits[spans[2] == 0], found.bits[spans[2] == 0, 1])
+
+
+def decode_prev(model: BitwiseVAE, packed: np.ndarray) -> torch.Tensor:
+    bits = torch.from_numpy(unpack_bits(packed))
+    with torch.no_grad():
+        return model.vqidx_to_motion(bits, torch.zeros_like(bits))[0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_encode_more_does_not_depend_on_place_neighbours_or_threads(
+    wide_model: BitwiseVAE, wide_windows: torch.Tensor, precision: str
+) -> None:
+    motion = wide_windows.reshape(-1, 106)
+    begin = 200 * np.arange(11)
+    spans = [np.stack([begin, begin, begin]), np.stack([begin] * 3) + 200, np.repeat([[0], [60], [100]], 11, axis=1)]
+    spans = [column.reshape(-1) for column in spans]
+
+    def encoded(num_threads: int, rows: np.ndarray) -> encode.EncodedWindows:
+        encoder = WindowEncoder(wide_model, precision=precision, batch_size=32, num_threads=num_threads)
+        decoder = encoder.decoder_of(wide_model)
+        return encoder.encode_more(motion, *(column[rows] for column in spans), latent=True, decoder=decoder)
+
+    every = np.arange(33)
+    first = encoded(1, every)
+    order = np.random.default_rng(18).permutation(33)
+    for found, rows in ((encoded(2, every), every), (encoded(2, order), order), (encoded(1, every[5:6]), every[5:6])):
+        np.testing.assert_array_equal(found.bits, first.bits[rows])
+        np.testing.assert_array_equal(found.this_latent, first.this_latent[rows])
+        np.testing.assert_array_equal(found.decoded_prev_bits, first.decoded_prev_bits[rows])
+
+
+def test_the_decoder_of_prev_equals_the_model(wide_model: BitwiseVAE, wide_windows: torch.Tensor) -> None:
+    encoder = WindowEncoder(wide_model, batch_size=8)
+    packed = encoder.encode_windows(wide_windows)[:, 0]
+    codes = wide_model.quantizer.quantized_from_bits(torch.from_numpy(unpack_bits(packed)))
+    with torch.no_grad():
+        found = encoder.decoder_of(wide_model).motion(codes)
+    torch.testing.assert_close(found, decode_prev(wide_model, packed), rtol=1e-4, atol=1e-5)
+
+
+def test_each_calls_in_order_and_on_the_workers(tiny_model: BitwiseVAE) -> None:
+    encoder = WindowEncoder(tiny_model, batch_size=2, num_threads=2)
+    found = list(encoder.each(lambda item: (item, torch.get_num_threads()), range(9)))
+    assert found == [(item, 1) for item in range(9)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lmdb
+import numpy as np
+import soundfile
 from bad_arrays import motion, npy, npy_files, npz, npz_files, sparse_npy, spoiled
 from bad_tables import bad_rows, parquet, parquet_files
 from bad_tars import SPECIAL, good_sample, members, samples, special_members, tar_files
@@ -121,9 +125,72 @@ def write_exploding(folder: Path) -> Corpus:
     return corpus
 
 
+def sound(num_samples: int, rate_hz: int = 1000) -> np.ndarray:
+    """Bytes of a wav file, as an array."""
+    sink = io.BytesIO()
+    soundfile.write(sink, np.zeros(num_samples, np.int16), rate_hz, format="WAV", subtype="PCM_16")
+    return np.frombuffer(sink.getvalue(), np.uint8)
+
+
+def write_audio(folder: Path) -> Corpus:
+    """Sound that is missing, damaged, of another rate or length, or far from the clip's folder."""
+    corpus = Corpus(folder, ("input.audio.field=audio", "input.audio.rate_hz=1000"))
+    lengths = "audio of 0.700 s, motion of 0.480 s"
+    for kind, audio, reason, detail in (
+        ("mute", None, "audio_missing", "no audio in 'audio'"),
+        ("nowhere", "sound/a.wav", "audio_missing", "no file at sound/a.wav"),
+        ("outside", "../../etc/passwd", "audio_missing", "lies outside the input"),
+        ("absolute", "/etc/passwd", "audio_missing", "is no path relative"),
+        ("itself", "good.npz", "unreadable", "audio: no wav or flac"),
+        ("slow", sound(480, 999), "audio_rate", "wanted 1000 samples a second, found 999"),
+        ("long", sound(700), "audio_mismatch", lengths),
+        ("empty", np.zeros(0, np.int16), "audio_mismatch", "audio of 0.000 s"),
+        ("noise", np.arange(200, dtype=np.uint8), "unreadable", "audio: no wav or flac"),
+        ("half", sound(480)[:40], "unreadable", "audio: no wav or flac"),
+        ("nan", np.full(480, np.nan), "non_finite", "audio: NaN or infinity at sample 0"),
+        ("loud", np.full(480, 20_000.0), "wrong_dtype", "floats from -1 to 1, found 20000"),
+        ("wide", np.zeros((40, 50)), "wrong_dim", "shape (50, 40)"),
+        ("pickled", np.array([{}], object), "unreadable", "found object"),
+    ):
+        fields = {} if audio is None else {"audio": np.asarray(audio)}
+        corpus.file(f"{kind}.npz", npz(motion=motion(), fps=25.0, **fields), reason, detail)
+    corpus.write("good.npz", npz(motion=motion(), fps=25.0, audio=np.zeros(480, np.int16)))
+    corpus.good["good"] = 12
+    return corpus
+
+
+def write_lmdb(folder: Path) -> Corpus:
+    """Values of LMDB that are no clip between some that are, and files that are no LMDB."""
+    corpus = Corpus(folder, ("input.fps=25",))
+    whole = npz(motioncode=motion())
+    values = {
+        "0": ("", whole, ""),
+        "1": ("unreadable", b"", "no npz archive"),
+        "2": ("unreadable", b"motion" * 100, "no npz archive"),
+        "3": ("truncated", whole[:300], "no npz archive"),
+        "4": ("missing_field", npz(other=motion()), "no key 'motion' or 'motioncode'"),
+        "5": ("", whole, ""),
+    }
+    with lmdb.open(str(folder / "set"), map_size=1 << 24) as environment, environment.begin(write=True) as writing:
+        for key, (reason, data, detail) in values.items():
+            writing.put(key.encode(), data)
+            if reason:
+                corpus.bad.append(Bad(f"key {key}", "set/data.mdb", f"key {key}", reason, detail))
+            else:
+                corpus.good[f"set/data#{key}"] = 12
+    (folder / "set" / "lock.mdb").unlink()
+    data = (folder / "set" / "data.mdb").read_bytes()
+    corpus.file("cut/data.mdb", data[:8192], "truncated", "bytes of pages, the file 8192")
+    corpus.file("words/data.mdb", b"words" * 2000, "unreadable", "no LMDB of 10000 bytes")
+    corpus.file("nothing/data.mdb", b"", "unreadable", "no LMDB of 0 bytes")
+    return corpus
+
+
 CORPORA: dict[str, Callable[[Path], Corpus]] = {
     "main": write_main,
     "npy": write_npy,
     "resampled": write_resampled,
     "exploding": write_exploding,
+    "audio": write_audio,
+    "lmdb": write_lmdb,
 }

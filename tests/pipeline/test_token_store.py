@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.blocks import RUN_LEDGER_SCHEMA, MotionBlock, TokenBlock, UnitAccount
-from pipeline.config import Contract, Numerics
+from pipeline.config import CarriedColumn, Contract, FlipRule, Numerics
 from pipeline.errors import OutputMismatchError
 from pipeline.plan import Plan, Unit
-from pipeline.schema import LEDGER_SCHEMA, token_schema
+from pipeline.schema import LEDGER_SCHEMA, clip_schema, emitted_columns, token_schema
 from pipeline.sources.clip import Part
 from pipeline.storage import Folder
-from pipeline.token_store import TokenStore, fragment_to_bytes
-from pipeline.write_fragments import FragmentWriter
+from pipeline.token_store import TokenStore, fragment_to_bytes, tokens_to_parquet
+from pipeline.write_fragments import FragmentWriter, token_rows
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_write_commits_one_fragment_a_unit(tmp_path, contract, block):
     assert store.list_fragments() == {("aa11", "s1"), ("bb22", "s1"), ("cc33", "s1")}
     assert (account.num_clips, account.num_windows, account.drops) == (3, 6, {"non_finite": 1})
     rows = store.read_fragment("aa11", "s1")
-    assert rows.schema.equals(token_schema(8))
+    assert rows.schema.equals(token_schema(contract.codec))
     assert rows["clip_id"].to_pylist() == ["é/1", "é/1", "b"]
     assert rows["start_frame"].to_pylist() == [0, 5, 0]
     assert rows["prev_valid_frames"].to_pylist() == [0, 5, 0]
@@ -81,7 +81,7 @@ def test_write_leaves_a_standing_fragment_as_it_is(tmp_path, contract, block):
 
 
 def test_fragment_to_bytes_is_a_function_of_its_arguments(contract, block):
-    tokens = pa.Table.from_pylist([], schema=token_schema(8))
+    tokens = pa.Table.from_pylist([], schema=token_schema(contract.codec))
     ledger = block.ledger.drop_columns(["unit"])
     data = fragment_to_bytes(tokens, ledger, contract)
     assert data == fragment_to_bytes(tokens, ledger.slice(0), contract)
@@ -104,6 +104,104 @@ def test_blocks_cross_as_one_arrow_row(block):
     assert MotionBlock.from_table(empty.to_table()).motion.shape == (0, 4)
     account = UnitAccount(1, 2, 3, 4, 5, {"a": 1}, {"read": 0.5})
     assert UnitAccount.from_text(account.to_table()["account"][0].as_py()) == account
+
+
+@pytest.fixture
+def rich(make_codec, make_corpus):
+    """A contract with every additional column, and a block of it."""
+    corpus = make_corpus(
+        emit=("latent", "flips", "decoded_prev"),
+        flips=FlipRule(pairs=2, ratio=0.3, seed=0),
+        carry=(CarriedColumn(name="speaker", kind="string"), CarriedColumn(name="mood", kind="list<float64>")),
+    )
+    contract = Contract(codec=make_codec(), corpus=corpus, numerics=Numerics(device="cpu", torch="2", pyarrow="3"))
+    rows = [ledger_row("a", 2), ledger_row("bad", 0, reason="non_finite"), ledger_row("b", 1), ledger_row("c", 3, 1)]
+    generator = np.random.default_rng(0)
+    emitted = {
+        array.name: generator.integers(0, 100, (6, *array.shape)).astype(array.dtype)
+        for array in emitted_columns(contract.codec, corpus)
+    }
+    clips = pa.table({"speaker": ["anna", None, "ben"], "mood": [[0.5, None], [], None]}, schema=clip_schema(corpus))
+    block = TokenBlock(
+        units=(unit_named("aa11"), unit_named("bb22"), unit_named("cc33")),
+        bits=generator.integers(0, 256, (6, 2, 8)).astype(np.uint8),
+        ledger=pa.Table.from_pylist(rows, schema=RUN_LEDGER_SCHEMA),
+        start_frame=np.array([0, 5, 0, 0, 5, 10]),
+        clip_columns=clips,
+        emitted=emitted,
+    )
+    return contract, block
+
+
+def test_write_keeps_additional_columns_with_their_windows(tmp_path, rich):
+    contract, block = rich
+    store = TokenStore.of(Folder(str(tmp_path)), "spec")
+    FragmentWriter(store, contract).write(TokenBlock.from_table(block.to_table()))
+    first, second = store.read_fragment("aa11", "s1"), store.read_fragment("bb22", "s1")
+    assert first.schema.equals(token_schema(contract.codec, contract.corpus))
+    assert first["speaker"].to_pylist() == ["anna", "anna", None]
+    assert first["mood"].to_pylist() == [[0.5, None], [0.5, None], []]
+    assert second["speaker"].to_pylist() == ["ben"] * 3
+    for name, array in block.emitted.items():
+        for table, rows in ((first, slice(0, 3)), (second, slice(3, 6))):
+            assert b"".join(table[name].to_pylist()) == array[rows].tobytes()
+    assert first["this_latent"].to_pylist()[1] == block.emitted["this_latent"][1].astype("<f2").tobytes()
+    assert store.read_fragment("cc33", "s1").schema.equals(first.schema)
+
+
+def test_blocks_cross_with_additional_columns(rich):
+    _, block = rich
+    restored = TokenBlock.from_table(block.to_table())
+    assert restored.clip_columns.equals(block.clip_columns)
+    assert list(restored.emitted) == list(block.emitted)
+    for name, array in block.emitted.items():
+        assert restored.emitted[name].dtype == array.dtype
+        assert (restored.emitted[name] == array).all()
+
+
+def test_a_corpus_without_additional_columns_is_described_as_before_there_were_any(contract, rich):
+    names = {
+        "motion_field", "clip_id_field", "motion_dim", "format", "columns", "fps", "resample", "max_abs_z",
+        "max_frozen_frames", "clips", "window", "unit_bytes", "unit_files", "precision", "batch_size",
+    }  # fmt: skip
+    assert set(contract.corpus.model_dump(mode="json")) == names
+    assert contract.spec.spec_id == "107de38612975d33"
+    described = rich[0].model_dump(mode="json")
+    assert set(described["corpus"]) == names | {"emit", "flips", "carry"}
+    assert Contract.model_validate(described) == rich[0]
+    assert rich[0].spec.spec_id != contract.spec.spec_id
+
+
+def test_tokens_to_parquet_writes_plain_rows_as_before_there_were_other_columns(contract, block):
+    tokens = token_rows(block.ledger.drop_columns(["unit"]), block, slice(0, 6), block.clip_columns, contract)
+    sink = io.BytesIO()
+    plain = ["clip_id", "start_frame", "num_frames", "prev_valid_frames", "this_valid_frames", "source"]
+    bits = ["prev_bits", "this_bits"]
+    writer = pq.ParquetWriter(
+        sink,
+        tokens.schema,
+        compression={**dict.fromkeys(plain, "zstd"), **dict.fromkeys(bits, "none")},
+        use_dictionary=["clip_id", "source"],
+        write_statistics=plain,
+    )
+    with writer:
+        writer.write_table(tokens, row_group_size=1024)
+        writer.add_key_value_metadata({b"k": b"v"})
+    assert tokens_to_parquet(tokens, {b"k": b"v"}) == sink.getvalue()
+
+
+def test_tokens_to_parquet_makes_row_groups_smaller_where_rows_are_large(rich, monkeypatch):
+    contract, block = rich
+    monkeypatch.setattr("pipeline.token_store.TOKEN_ROW_GROUP_BYTES", 500)
+    tokens = token_rows(block.ledger.drop_columns(["unit"]), block, slice(0, 6), block.clip_columns, contract)
+    metadata = pq.read_metadata(io.BytesIO(tokens_to_parquet(tokens, {})))
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [4, 2]
+    columns = [metadata.row_group(0).column(n) for n in range(metadata.num_columns)]
+    chunks = {column.path_in_schema: column for column in columns}
+    assert chunks["this_latent"].compression == "UNCOMPRESSED"
+    assert not chunks["this_latent"].is_stats_set
+    assert chunks["mood.list.element"].compression == "ZSTD"
+    assert "RLE_DICTIONARY" in chunks["speaker"].encodings
 
 
 def test_plan_of_version_knows_published_versions_only(tmp_path, contract):

@@ -61,7 +61,7 @@ def keys(num, salt="k"):
 @given(
     counts=st.lists(st.lists(st.integers(0, 30), max_size=6), max_size=12),
     target=st.integers(1, 60),
-    shuffle=st.sampled_from(["none", "shard", "global"]),
+    shuffle=st.sampled_from(["none", "shard"]),
     ratios=st.sampled_from([{"train": 1.0}, {"train": 0.5, "val": 0.3, "test": 0.2}]),
 )
 def test_lay_out_shards_holds_every_window_once(counts, target, shuffle, ratios):
@@ -78,8 +78,7 @@ def test_lay_out_shards_holds_every_window_once(counts, target, shuffle, ratios)
     if shuffle == "none":
         for split in set(splits):
             assert [w for w in found if w[0] == split] == [w for w in expected if w[0] == split]
-    if shuffle != "global":
-        assert all(0 < shard.num_windows <= 2 * target for shard in shards)
+    assert all(0 < shard.num_windows <= 2 * target for shard in shards)
 
 
 def test_lay_out_shards_reaches_the_target_on_average():
@@ -176,3 +175,15 @@ def test_splits_from_json_reads_lists_and_refuses_others():
     for text in ("[", "[]", '{"train": "a"}', '{"train": ["a"], "val": ["a"]}'):
         with pytest.raises(ConfigError, match=r"m\.json"):
             splits_from_json(text, "m.json")
+
+
+def test_splits_of_the_later_training_code_are_pairs_of_key_and_length():
+    text = '{"train": [["a/0", 120], ["b", 300]], "test": [["c", 1], ["d", 2]], "val": [["d", 2]]}'
+    listed = splits_from_json(text, "metadata.json")
+    assert listed == {"a/0": "train", "b": "train", "c": "test", "d": "val"}
+    rows = [{"clip_id": clip_id, "source": "s"} for clip_id in ("data#a/0", "x/data#d", "d", "data#e", "data")]
+    spec = export(splits=SplitConfig(by="file", file="metadata.json"))
+    found = assign_splits(join_ledgers([ledger(*rows)]), spec, listed)
+    assert found == ["train", "val", "val", "unlisted", "unlisted"]
+    with pytest.raises(ConfigError, match="stands in train and in val"):
+        splits_from_json('{"train": [["a", 1]], "val": [["a", 1]]}', "metadata.json")

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.quarantine import ClipError, ClipProblem, DropReason
 from pipeline.sources.arrays import array_from_npy
-from pipeline.sources.clip import ClipError, Part, PreparedClip, RawClip, prepare_clip
+from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
 from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder, open_inputs
 

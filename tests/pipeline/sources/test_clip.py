@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.sources.clip import (
+    ClipFields,
     Part,
     PreparedClip,
     RawClip,
@@ -154,9 +155,9 @@ def test_prepare_clip_stretches_slow_motion(make_corpus: Make, make_codec: Make)
 
 def test_raw_clip_takes_truth_for_no_id_and_no_rate(make_corpus: Make) -> None:
     part = Part("", "a.npz", "npz")
-    problem = raw_clip(part, "", "a", ramp(6), (True, 25), make_corpus())
+    problem = raw_clip(part, "", "a", ramp(6), ClipFields(True, 25), make_corpus())
     assert (problem.reason, problem.detail) == (DropReason.BAD_CLIP_ID, "the id is no text but bool")
-    assert math.isnan(raw_clip(part, "", "a", ramp(6), (7, True), make_corpus()).fps)
+    assert math.isnan(raw_clip(part, "", "a", ramp(6), ClipFields(7, True), make_corpus()).fps)
 
 
 def test_short_texts_stay_and_long_ones_are_cut() -> None:
@@ -203,22 +204,22 @@ def test_prepare_clip_resamples(make_corpus: Make, make_codec: Make) -> None:
     [(30, 60.0, 30.0), (None, 60, 60.0), ("rate", "60", 60.0), (None, None, None)],
 )
 def test_raw_clip_takes_fps_by_rule(make_corpus: Make, fps_rule: Any, stored: Any, expected: float | None) -> None:
-    raw = raw_clip(Part("", "a.npz", "npz"), "", "a", ramp(2), (None, stored), make_corpus(fps=fps_rule))
+    raw = raw_clip(Part("", "a.npz", "npz"), "", "a", ramp(2), ClipFields(None, stored), make_corpus(fps=fps_rule))
     assert raw.fps == expected
 
 
 def test_raw_clip_fps_that_is_no_number(make_corpus: Make, make_codec: Make) -> None:
-    raw = raw_clip(Part("", "a.npz", "npz"), "", "a", ramp(2), (None, "fast"), make_corpus())
+    raw = raw_clip(Part("", "a.npz", "npz"), "", "a", ramp(2), ClipFields(None, "fast"), make_corpus())
     assert prepare_clip(raw, make_corpus(), make_codec()).reason is DropReason.FPS_MISSING
 
 
 def test_raw_clip_ids(make_corpus: Make) -> None:
     part = Part("set", "d/a.npz", "npz")
-    assert raw_clip(part, "", "d/a", ramp(2), (None, None), make_corpus()).clip_id == "set/d/a"
-    assert raw_clip(part, "", "d/a", ramp(2), ("x", None), make_corpus()).clip_id == "set/x"
-    assert raw_clip(part, "", "d/a", ramp(2), (7, None), make_corpus()).clip_id == "set/7"
+    assert raw_clip(part, "", "d/a", ramp(2), ClipFields(None, None), make_corpus()).clip_id == "set/d/a"
+    assert raw_clip(part, "", "d/a", ramp(2), ClipFields("x", None), make_corpus()).clip_id == "set/x"
+    assert raw_clip(part, "", "d/a", ramp(2), ClipFields(7, None), make_corpus()).clip_id == "set/7"
     for bad in ("", 1.5, b"\xff", "\x00"):
-        problem = raw_clip(part, "", "d/a", ramp(2), (bad, None), make_corpus())
+        problem = raw_clip(part, "", "d/a", ramp(2), ClipFields(bad, None), make_corpus())
         assert (problem.reason, problem.clip_id) == (DropReason.BAD_CLIP_ID, "set/d/a")
 
 

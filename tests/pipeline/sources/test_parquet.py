@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.quarantine import ClipProblem, DropReason
-from pipeline.sources.clip import ClipError, Part, PreparedClip, RawClip, prepare_clip
-from pipeline.sources.parquet import motions_of
+from pipeline.quarantine import ClipError, ClipProblem, DropReason
+from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
+from pipeline.sources.parquet_lists import motions_of
 from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder
 

@@ -16,7 +16,8 @@ Make = Callable[..., Any]
 
 
 def test_format_of_suffix_and_configuration() -> None:
-    assert [format_of(f"d/a{suffix}") for suffix in SUFFIXES] == ["parquet", "parquet", "webdataset", "npz", "npy"]
+    formats = ["parquet", "parquet", "webdataset", "npz", "npy", "lmdb", "lmdb"]
+    assert [format_of(f"d/a{suffix}") for suffix in SUFFIXES] == formats
     assert format_of("A.NPZ") == "npz"
     assert format_of("a.bin", "parquet") == "parquet"
     with pytest.raises(InputFormatError, match=r"a\.tar\.gz has no known suffix"):

@@ -1,0 +1,278 @@
+"""The words of a filter such as ``speaker == 'anna' and num_frames > 500``: read, checked, and put in one spelling.
+
+Knows no Ray, torch, Arrow or storage, and runs nothing: the text becomes a tree of known nodes. What passes is
+worked out in export/selection.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+MAX_LENGTH = 4096
+MAX_DEPTH = 50
+
+WINDOW_COLUMNS = ("start_frame", "prev_valid_frames", "this_valid_frames")
+"""Columns that differ between the windows of a clip."""
+BESIDE_WINDOWS = ("num_frames", "source")
+"""Columns of clips that may stand in one term with those of windows: the index knows them too."""
+
+_KINDS = {"string": "text", "bool": "true or false", "int64": "number", "float64": "number"}
+_ORDERED = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+_SIGNS: dict[type[ast.cmpop], str] = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.In: "in",
+    ast.NotIn: "not in",
+    ast.Is: "is",
+    ast.IsNot: "is not",
+}
+_SPELLING = "write it as in Python, for example \"speaker == 'anna' and num_frames > 500\", with ==, and, or, not, in"
+
+
+@dataclass(frozen=True)
+class Where:
+    """A filter as it was written; built by `parse_where`, owns only the text.
+
+    It is a conjunction of terms: each asks for columns of clips, or for columns of windows.
+    """
+
+    text: str
+    """In the one spelling: spaces, brackets and quotes that mean nothing are gone; empty: everything passes."""
+
+    @property
+    def clip_terms(self) -> list[ast.expr]:
+        """The terms that keep a clip as a whole, or not."""
+        return [term for term in self._terms if not _names(term) & set(WINDOW_COLUMNS)]
+
+    @property
+    def window_terms(self) -> list[ast.expr]:
+        """The terms that keep some windows of a clip."""
+        return [term for term in self._terms if _names(term) & set(WINDOW_COLUMNS)]
+
+    @property
+    def clip_columns(self) -> list[str]:
+        """The columns of clips that the terms for clips ask for, sorted."""
+        return sorted({name for term in self.clip_terms for name in _names(term)})
+
+    def check(self, kinds: Mapping[str, str]) -> None:
+        """Compare the filter with the columns that there are.
+
+        Args:
+            kinds: column of clips -> kind of its values (string, bool, int64, float64, or a list of them).
+
+        Raises:
+            ValueError: a column is unknown, or compared with a value of another kind.
+        """
+        known = {**kinds, **dict.fromkeys(WINDOW_COLUMNS, "int64")}
+        for term in self._terms:
+            for name in sorted(_names(term)):
+                if name not in known:
+                    raise ValueError(unknown_column(name, list(known)))
+            _check_kinds(term, known)
+
+    @cached_property
+    def _terms(self) -> list[ast.expr]:
+        return list(_parts(ast.parse(self.text, mode="eval").body, ast.And)) if self.text else []
+
+
+def unknown_column(name: str, known: list[str]) -> str:
+    """Return what to say of a column that there is not."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    return f"unknown column {name!r}; {hint}"
+
+
+def parse_where(text: str) -> Where:
+    """Return a filter.
+
+    Raises:
+        ValueError: it is no expression of columns, values and comparisons.
+    """
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"a filter has {MAX_LENGTH:,} characters at most, this one {len(text):,}: use a list of clips")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        at = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
+        raise ValueError(f"{text!r} cannot be read{at}: {_SPELLING}") from error
+    _check(tree, text, 0)
+    for term in _parts(tree, ast.And):
+        names = _names(term)
+        others = names - set(WINDOW_COLUMNS) - set(BESIDE_WINDOWS)
+        if names & set(WINDOW_COLUMNS) and others:
+            raise ValueError(
+                f"{ast.unparse(term)!r} mixes columns of windows with {', '.join(sorted(others))}: join them with `and`"
+                f" only (beside columns of windows stand {' and '.join(BESIDE_WINDOWS)})"
+            )
+    return Where(_spelled(tree))
+
+
+def _spelled(node: ast.AST) -> str:
+    """Return the one spelling of an expression that was checked."""
+    match node:
+        case ast.BoolOp(op=operator):
+            word = "and" if isinstance(operator, ast.And) else "or"
+            is_inner = isinstance(operator, ast.And)  # `and` binds closer than `or`
+            parts = [
+                f"({_spelled(part)})" if is_inner and isinstance(part, ast.BoolOp) else _spelled(part)
+                for part in _parts(node, type(operator))
+            ]
+            return f" {word} ".join(parts)
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return f"not ({_spelled(operand)})" if isinstance(operand, ast.BoolOp) else f"not {_spelled(operand)}"
+        case ast.Compare():
+            pairs = zip(node.ops, node.comparators, strict=True)
+            return " ".join([_spelled(node.left), *(f"{_SIGNS[type(sign)]} {_spelled(side)}" for sign, side in pairs)])
+        case ast.Call(func=ast.Attribute(value=column, attr=name), args=[text]):
+            return f"{_spelled(column)}.{name}({_spelled(text)})"
+        case ast.List() | ast.Tuple() | ast.Set():
+            return f"[{', '.join(_spelled(item) for item in node.elts)}]"
+        case ast.Name(id=name):
+            return name
+        case ast.Constant(value=None):
+            return "None"
+    return repr(constant(node))
+
+
+def _parts(node: ast.expr, operator: type[ast.boolop]) -> Iterator[ast.expr]:
+    """Yield what is joined by one operator, however it was bracketed."""
+    if isinstance(node, ast.BoolOp) and isinstance(node.op, operator):
+        for value in node.values:
+            yield from _parts(value, operator)
+    else:
+        yield node
+
+
+def _names(node: ast.expr) -> set[str]:
+    return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+
+
+def _check(node: ast.expr, text: str, depth: int) -> None:
+    """Refuse every node that is not known to be harmless and meant."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a filter is nested {MAX_DEPTH} deep at most: use a list of clips")
+    if isinstance(node, ast.BoolOp):
+        for value in node.values:
+            _check(value, text, depth + 1)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        _check(node.operand, text, depth + 1)
+    elif isinstance(node, ast.Compare):
+        left = node.left
+        for operator, right in zip(node.ops, node.comparators, strict=True):
+            _check_comparison(left, operator, right, text)
+            left = right
+    elif isinstance(node, ast.Call):
+        _check_call(node)
+    elif not isinstance(node, ast.Name):
+        raise ValueError(f"{_shown(node, text)} is no comparison: {_SPELLING}")
+
+
+def _check_comparison(left: ast.expr, operator: ast.cmpop, right: ast.expr, text: str) -> None:
+    shown = f"{_shown(left, text)} .. {_shown(right, text)}"
+    if isinstance(operator, ast.Is | ast.IsNot):
+        if not (isinstance(left, ast.Name) and isinstance(right, ast.Constant) and right.value is None):
+            raise ValueError(f"{shown}: `is` asks a column for None: write COLUMN is None, or is not None")
+    elif isinstance(operator, ast.In | ast.NotIn):
+        is_list = isinstance(right, ast.List | ast.Tuple | ast.Set)
+        values = [constant(item) for item in right.elts] if isinstance(right, ast.List | ast.Tuple | ast.Set) else []
+        if not (isinstance(left, ast.Name) and is_list and values) and not (
+            isinstance(right, ast.Name) and isinstance(left, ast.Constant) and isinstance(left.value, str)
+        ):
+            raise ValueError(f"{shown}: write COLUMN in [VALUE, ..], or 'text' in COLUMN")
+    else:
+        sides = [left, right]
+        for side in sides:
+            if not isinstance(side, ast.Name):
+                constant(side)
+        if not any(isinstance(side, ast.Name) for side in sides):
+            raise ValueError(f"{shown} names no column: {_SPELLING}")
+
+
+def _check_call(node: ast.Call) -> None:
+    function = node.func
+    is_known = (
+        isinstance(function, ast.Attribute)
+        and isinstance(function.value, ast.Name)
+        and function.attr in ("startswith", "endswith")
+    )
+    is_text = len(node.args) == 1 and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
+    if not is_known or not is_text or node.keywords:
+        raise ValueError(
+            f"{ast.unparse(node)!r}: the calls there are COLUMN.startswith('text') and COLUMN.endswith('text')"
+        )
+
+
+def constant(node: ast.AST) -> str | int | float | bool:
+    """Return the value that a node stands for.
+
+    Raises:
+        ValueError: it is no text, number, True or False.
+    """
+    sign = 1
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        sign, node = -1, node.operand
+    value = node.value if isinstance(node, ast.Constant) else None
+    if isinstance(value, bool | str) and sign == 1:
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int) and value >= 2**63:
+            raise ValueError(f"{value} is too large: numbers lie below 2**63")
+        return sign * value
+    raise ValueError(f"{ast.unparse(node)!r} is no text, number, True or False; ask for None with `is None`")
+
+
+def _check_kinds(node: ast.expr, kinds: Mapping[str, str]) -> None:
+    if isinstance(node, ast.BoolOp):
+        for value in node.values:
+            _check_kinds(value, kinds)
+    elif isinstance(node, ast.UnaryOp):
+        _check_kinds(node.operand, kinds)
+    elif isinstance(node, ast.Name) and kinds[node.id] != "bool":
+        raise ValueError(f"{node.id!r} is {_kind_of(node, kinds)} and stands alone: compare it with a value")
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        _require_same([node.func.value, node.args[0]], kinds, node)
+    elif isinstance(node, ast.Compare):
+        left = node.left
+        for operator, right in zip(node.ops, node.comparators, strict=True):
+            if not isinstance(operator, ast.Is | ast.IsNot):
+                items = right.elts if isinstance(right, ast.List | ast.Tuple | ast.Set) else [right]
+                found = _require_same([left, *items], kinds, node)
+                if isinstance(operator, _ORDERED) and found == _KINDS["bool"]:
+                    raise ValueError(f"{ast.unparse(node)!r}: true and false have no order: use == or !=")
+            left = right
+
+
+def _require_same(nodes: list[ast.expr], kinds: Mapping[str, str], around: ast.expr) -> str:
+    """Return the kind that all of some nodes share.
+
+    Raises:
+        ValueError: they differ, or are lists.
+    """
+    found = [_kind_of(node, kinds) for node in nodes]
+    if len(set(found)) > 1:
+        which = ", ".join(f"{ast.unparse(node)} is {kind}" for node, kind in zip(nodes[:4], found, strict=False))
+        raise ValueError(f"{ast.unparse(around)!r} compares values of other kinds: {which}")
+    if isinstance(around, ast.Call) and found[0] != _KINDS["string"]:
+        raise ValueError(f"{ast.unparse(around)!r} asks for text, and {ast.unparse(nodes[0])} is {found[0]}")
+    if found[0] not in _KINDS.values():
+        raise ValueError(f"{ast.unparse(around)!r}: {ast.unparse(nodes[0])} is a {found[0]}: ask for `is None` only")
+    return found[0]
+
+
+def _kind_of(node: ast.expr, kinds: Mapping[str, str]) -> str:
+    if isinstance(node, ast.Name):
+        return _KINDS.get(kinds[node.id], kinds[node.id])
+    value = constant(node)
+    return _KINDS["bool" if isinstance(value, bool) else "string" if isinstance(value, str) else "float64"]
+
+
+def _shown(node: ast.expr, text: str) -> str:
+    return repr(ast.get_source_segment(text.strip(), node) or ast.unparse(node))

@@ -68,7 +68,7 @@ class WindowFiles(Dataset[tuple[str, int, torch.Tensor]]):
     def __getitem__(self, index: int) -> tuple[str, int, torch.Tensor]:
         """Return clip, start frame and bits."""
         clip_id, start = self.names[index]
-        return clip_id, start, torch.from_numpy(np.load(f"{self.folder}/{clip_id}-{start}.npy"))
+        return clip_id, start, torch.from_numpy(np.load(f"{self.folder}/{clip_id}-{start}.npy", allow_pickle=False))
 
 
 def measure_loader(request: BenchRequest, report: Report) -> list[BenchResult]:

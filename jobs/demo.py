@@ -43,7 +43,7 @@ NPZ_SHARE, NUM_SHORT_PER_FORMAT = 8, 2
 LENGTH_SEED = 25
 
 CODEC = "demo"
-"""The codec inside this package. It was fitted to speakers of other seeds than these: see `train_demo.FIRST_SEEDS`."""
+"""The codec inside this package. It was fitted to speakers of other seeds than these: see `demo_corpus.FIRST_SEEDS`."""
 
 PICTURE_BITS, PICTURE_COLUMNS = 6, 104
 QUADRANTS = " ▘▝▀▖▌▞▛▗▚▐▜▄▙▟█"

@@ -43,7 +43,7 @@ def read_null_codes(folder: Folder, manifest: Manifest) -> NullCodes:
     data = read_beside(folder, manifest, CONSTANTS_PATH)
     codec = manifest.contract.codec
     try:
-        with np.load(io.BytesIO(data)) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("null_prev", "null_this", "patch_nums")}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise VerifyError(f"{folder}/{CONSTANTS_PATH} is damaged ({error}): run motion-tokens verify") from error

@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from bitwise_vae.bits import pack_bits, unpack_bits
 from bitwise_vae.checkpoint import read_checkpoint
 from bitwise_vae.encode import PRECISIONS, WindowEncoder
+from bitwise_vae.flips import flip_pairs
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.quantizer import code_from_bits, pool_frames, spread_tokens
 from pipeline.codec import pick_device
-from pipeline.config import Contract
+from pipeline.config import Contract, FlipRule
 from pipeline.dataset_rows import BitCounts
+from pipeline.flip_seeds import flip_seeds
+from pipeline.job_config import FlipConfig
 from pipeline.quality.sample import WindowSample
 
 EXACT_WINDOWS = 4
@@ -126,9 +129,12 @@ def certify_sample(
     corpus, half_bytes = contract.corpus, contract.codec.half_bytes
     windows = torch.from_numpy(sample.motion)
 
-    def encode(precision: str = corpus.precision, batch_size: int = corpus.batch_size) -> Callable[[Int64s], Uint8s]:
+    def encoder_of(precision: str, batch_size: int) -> WindowEncoder:
         threads = os.cpu_count() or 1
-        encoder = WindowEncoder(model, precision=precision, batch_size=batch_size, device=device, num_threads=threads)
+        return WindowEncoder(model, precision=precision, batch_size=batch_size, device=device, num_threads=threads)
+
+    def encode(precision: str = corpus.precision, batch_size: int = corpus.batch_size) -> Callable[[Int64s], Uint8s]:
+        encoder = encoder_of(precision, batch_size)
 
         def encoded(order: Int64s) -> Uint8s:
             bits = np.empty((len(order), 2, half_bytes), np.uint8)
@@ -157,6 +163,9 @@ def certify_sample(
         if precision != corpus.precision:
             bits = encode(precision)(in_order)
             comparisons.append(_against_exact(precision, bits, exact, values, contract, is_own=False))
+    if {"latent", "flips"} & set(corpus.emit):
+        latents = encoder_of(corpus.precision, corpus.batch_size).latents(windows)
+        comparisons.append(_flips_of_stored_latents(latents, sample, contract))
     all_values = _by_value(np.abs(values))
     return Certificate(len(sample), corpus.precision, device.type, tuple(comparisons), VALUE_EDGES, all_values)
 
@@ -204,6 +213,24 @@ def _against_exact(
         near_zero=_by_value(flipped),
         largest_value=float(flipped.max()) if len(flipped) else None,
     )
+
+
+def _flips_of_stored_latents(latents: torch.Tensor, sample: WindowSample, contract: Contract) -> Comparison:
+    """Compare flip pairs drawn from latents as they are stored, float16, with those of float32 latents (n, 2T, C).
+
+    Targets count in the place of `prev`, flipped bits in that of `this`.
+    """
+    corpus, codec = contract.corpus, contract.codec
+    rule = corpus.flips or FlipRule.model_validate(FlipConfig().model_dump())
+    seeds = flip_seeds(rule.seed, sample.clip_ids, sample.start_frame.tolist(), 0)
+    this = latents[:, codec.window_frames :]
+    packed = [
+        np.stack([pack_bits(bits.numpy()) for bits in flip_pairs(latent, codec.patch_nums, rule.ratio, seeds)], axis=1)
+        for latent in (this.half(), this)
+    ]
+    counts = BitCounts(codec)
+    counts.add(*(pairs.reshape(len(pairs), 2, codec.half_bytes) for pairs in packed))
+    return Comparison("flips, float16 / float32", counts, counts_in_budget=False)
 
 
 def _by_value(values: NDArray[np.float64]) -> Int64s:

@@ -153,6 +153,20 @@ def republish(command):
     return alter
 
 
+def test_certify_says_how_far_flips_depend_on_the_rounding_of_latents(
+    command, tiny_corpus, tiny_codec, rich, plain, tmp_path
+):
+    name = "flips, float16 / float32"
+    for dataset in (rich, plain):
+        request = ("certify", dataset, tiny_corpus, "-c", tiny_codec, "--json", tmp_path / "c.json")
+        assert command(*request).code == 0
+        found = {item["name"]: item for item in json.loads((tmp_path / "c.json").read_text())["comparisons"]}
+        assert (name in found) == (dataset == rich)
+        if dataset == rich:
+            assert 0 <= found[name]["share"] < 0.01
+            assert not found[name]["counts_in_budget"]
+
+
 def test_the_card_names_what_stands_beside_the_bits(plain, rich):
     card = " ".join((rich / "README.md").read_text().split())
     assert "`this_latent` (5 x 8, float16), `flip_targets` (2 x 8 x 1, uint8)" in card

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs import demo
 from jobs.demo import make_clips, motion_files, put, read_snippet, run_demo, window_picture
-from jobs.train_demo import FIRST_SEEDS
+from jobs.demo_corpus import FIRST_SEEDS
 from pipeline.errors import VerifyError
 from pipeline.job_config import JobConfig, load_config
 from pipeline.manifest import read_manifest

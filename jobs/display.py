@@ -28,7 +28,7 @@ from pipeline.run_lease import Heartbeat
 STAGE_WORDS = {
     "plan": "planning",
     "checksums": "reading input",
-    "start": "starting Ray",
+    "start": "starting",
     "workers": "starting workers",
     "tokenize": "tokenizing",
     "gate": "decoding a sample",

@@ -29,6 +29,7 @@ from pipeline.manifest import Manifest
 from pipeline.motion_statistics import statistics_from_bytes
 from pipeline.quarantine import NEXT_STEP, DropReason
 from pipeline.recognise import Found, Kind, recognise
+from pipeline.schema import EVERY_DATASETS_COLUMNS, token_schema
 from pipeline.token_shard import TokenShard, open_token_shard
 
 WITH_WINDOWS = (Kind.DATASET, Kind.TOKEN_PARQUET, Kind.TOKEN_TAR)
@@ -129,6 +130,9 @@ def _add_contract(table: Table, contract: Contract) -> None:
     rule = corpus.window
     windows = f"every {rule.stride} frames, tail {rule.tail}" + (f", {rule.phases} phases" if rule.phases else "")
     table.add_row("windows", f"{windows}  [dim]{corpus.precision}, resample {corpus.resample}[/dim]")
+    beside = [name for name in token_schema(codec, corpus).names if name not in EVERY_DATASETS_COLUMNS]
+    if beside:
+        table.add_row("beside bits", escape(", ".join(beside)))
     table.add_row("made on", f"[dim]{escape(numerics.device)}, torch {numerics.torch}[/dim]")
 
 

@@ -167,6 +167,11 @@ def test_certify_says_how_far_flips_depend_on_the_rounding_of_latents(
             assert not found[name]["counts_in_budget"]
 
 
+def test_inspect_names_what_stands_beside_the_bits(command, plain, rich):
+    assert all(name in command("inspect", rich).text for name in COLUMNS)
+    assert "beside bits" not in command("inspect", plain).text
+
+
 def test_the_card_names_what_stands_beside_the_bits(plain, rich):
     card = " ".join((rich / "README.md").read_text().split())
     assert "`this_latent` (5 x 8, float16), `flip_targets` (2 x 8 x 1, uint8)" in card

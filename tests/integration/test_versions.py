@@ -34,13 +34,13 @@ def tokenize(command, motion, tiny_codec, tmp_path):
 def built(monkeypatch):
     """The number of shards that are built, as it grows."""
     sizes = []
-    gather = ShardBuilder._gather
+    publish = ShardBuilder.publish_shard
 
-    def counted(self, task):
-        sizes.extend(layout.num_windows for layout in task.layouts)
-        return gather(self, task)
+    def counted(self, index, split, tokens, **kind):
+        sizes.append(tokens.num_rows)
+        return publish(self, index, split, tokens, **kind)
 
-    monkeypatch.setattr(ShardBuilder, "_gather", counted)
+    monkeypatch.setattr(ShardBuilder, "publish_shard", counted)
     return sizes
 
 

@@ -37,6 +37,8 @@ from pipeline.write_fragments import FragmentWriter
 UnitRun = Sequence[Unit]
 ACTOR_START_LIMIT_S = 600
 TICK_S = 0.25
+LOSS_PAUSE_S = 0.5
+"""After workers are lost: a signal to the whole process group may reach them before it reaches this process."""
 CRASH_RETRIES = 2
 """Tries of a task after its process died; then its units are left to be looked at one by one."""
 _END = object()
@@ -72,7 +74,10 @@ def tokenize_with_ray(
             yield UnitAccount.from_text(text)
         _report(hub, progress)
     except Exception as error:
-        raise own_error(error, hub) from error
+        found = own_error(error, hub)
+        if isinstance(found, IncompleteError):
+            progress.check(is_drained=True)  # a stop took the workers too
+        raise found from error
 
 
 def survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
@@ -318,6 +323,7 @@ def own_error(error: BaseException, hub: Any = None) -> BaseException:
     is_loss = isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
     if not is_loss:
         return error
+    time.sleep(LOSS_PAUSE_S)
     finding = str(error).strip().splitlines()[0]
     return IncompleteError(
         f"Ray lost workers of the job ({type(error).__name__}: {finding}): run the same command again"

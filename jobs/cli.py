@@ -5,6 +5,7 @@ Knows no data: each command calls one function of the pipeline.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -314,6 +315,8 @@ def main() -> None:
     """Entry point of the console script; a command that runs Ray gets a parent that outlives it."""
     # while no command has handlers, before and at the end
     signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_STOPPED))
+    # when all is done and Python takes its handlers back: how the command ended is settled
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     command = partial(app, prog_name="motion-tokens")
     if is_to_supervise(sys.argv[1:]):
         run_supervised(command)

@@ -100,3 +100,26 @@ def test_cpus_that_are_sure_outlive_the_loss_of_the_largest_node():
     assert _sure_cpus([0.0, 16.0]) == 16.0
     assert _sure_cpus([4.0, 16.0, 8.0]) == 12.0
     assert _sure_cpus([0.0]) == 1.0
+
+
+def test_sigterm_while_python_ends_leaves_the_exit_code(tmp_path):
+    """Modules go last: one whose end takes a moment is met by the signal."""
+    program = f"""
+import sys, time
+from jobs import cli
+class Slow:
+    def __del__(self, time=time, path={str(tmp_path / "ending")!r}, open=open):
+        open(path, "w").close()
+        time.sleep(1.5)
+sys.slow = Slow()
+sys.argv = ["motion-tokens", "diff", "--help"]
+cli.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ending").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0

@@ -44,7 +44,8 @@ def run_export(datasets: Sequence[str], output: str, config: JobConfig, console:
     Raises:
         MotionTokensError: the export cannot start, or no clip is left.
     """
-    display, record, run_id, stop = Display(console), JobRecord(), new_run_id(), StopSwitch()
+    record, run_id, stop = JobRecord(), new_run_id(), StopSwitch()
+    display = Display(console, record.notes)
     folder = Folder(output, config.run.storage_options)
     lease = RunLease(folder, run_id, config.run.when_active, on_wait=display.on_wait, on_lost=stop.ask)
     with display.shown(), open_session(config.run) as executor:

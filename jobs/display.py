@@ -11,12 +11,14 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -36,15 +38,16 @@ STAGE_WORDS = {
     "verify": "verifying",
 }
 LINE_INTERVAL_S = 5.0
+IDS_SHOWN = 5
 SPEED_SPAN_S = 20.0
 
 
 class Display(JobObserver):
     """Built by a command, for one job; owns the terminal while `shown`."""
 
-    def __init__(self, console: Console) -> None:
-        """Args: console: where to print."""
-        self._console = console
+    def __init__(self, console: Console, notes: dict[str, Any] | None = None) -> None:
+        """Args: console: where to print. notes: of the run record, which warnings go into too."""
+        self._console, self._notes = console, {} if notes is None else notes
         self._stage = ""
         self._counts: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
@@ -112,6 +115,15 @@ class Display(JobObserver):
         self._drops.update(account.drops)
         self._update_bar()
         self._say_line()
+
+    def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
+        """Warn of ids in a list that no clip has: they may be misspelt."""
+        first = list(ids[:IDS_SHOWN])
+        self._notes.setdefault("unknown_ids", {})[setting] = {"count": len(ids), "first": first}
+        shown = escape(", ".join(first)) + (", .." if len(ids) > IDS_SHOWN else "")
+        many = f"{len(ids):,} ids" if len(ids) > 1 else "one id"
+        text = f"{setting} names {many} that no clip has: {shown}; compare with clip_id in index/clips.parquet"
+        self._console.print(f"  [yellow]warning[/yellow]: {text}", highlight=False, soft_wrap=True)
 
     def on_layout(self, num_shards: int, num_windows: int) -> None:
         """Show how many shards are to come."""

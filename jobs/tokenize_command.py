@@ -46,7 +46,7 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
     """
     output = Folder(request.output, request.config.run.storage_options)
     run_id, record = new_run_id(), JobRecord()
-    display = Display(console)
+    display = Display(console, record.notes)
     run = request.config.run
     control = JobControl(run_id, StopSwitch(run.grace_s, stop_time(run.deadline, run.max_runtime)))
     with display.shown(), open_session(run) as executor, stop_signals(control.stop):

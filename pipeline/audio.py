@@ -28,8 +28,10 @@ MAX_FLOAT = 2.0
 """Floats beyond it are of another unit; those between 1 and it are peaks, and clipped."""
 
 MAX_CHANNELS = 16
-MAX_RATE_HZ = 655_350
-"""Of flac; nobody records faster."""
+MIN_RATE_HZ, MAX_RATE_HZ = 1000, 655_350
+"""Slower is no sound, and may have windows without a sample; faster is more than flac holds."""
+_FLAC_FINE_HZ, _FLAC_STEP_HZ = 65_535, 10
+"""Flac holds every rate up to the first, above it only multiples of the second."""
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC")
 _EXACT_SUBTYPES = ("PCM_16", "PCM_S8", "PCM_U8")
@@ -111,7 +113,7 @@ def decode_sound(data: bytes) -> ClipAudio:
             kind = "int16" if file.subtype in _EXACT_SUBTYPES else "float64"
             found = file.read(dtype=kind, always_2d=True)
     except (soundfile.SoundFileError, ValueError, TypeError, MemoryError) as error:
-        raise ClipError(DropReason.UNREADABLE, f"audio: no wav or flac: {error}") from error
+        raise ClipError(DropReason.UNREADABLE, f"audio: no wav or flac: {_said(error)}") from error
     if len(found) < wanted:
         raise ClipError(DropReason.TRUNCATED, f"audio: the header promises {wanted} samples, found {len(found)}")
     samples = mono_samples(found)
@@ -137,9 +139,22 @@ def sound_length(file: BinaryIO, num_bytes: int) -> tuple[int, int]:
             found = _checked_header(opened, num_bytes)
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
         guarded.raise_again()
-        raise ClipError(DropReason.UNREADABLE, f"audio: no wav or flac: {error}") from error
+        raise ClipError(DropReason.UNREADABLE, f"audio: no wav or flac: {_said(error)}") from error
     guarded.raise_again()
     return found
+
+
+def rate_fault(rate_hz: int, *, is_for_flac: bool) -> str:
+    """Return why sound of a rate cannot be stored, "" where it can.
+
+    Args:
+        is_for_flac: the windows' samples become flac files.
+    """
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        return f"wanted {MIN_RATE_HZ:,} to {MAX_RATE_HZ:,} samples a second, found {rate_hz:,}"
+    if is_for_flac and rate_hz > _FLAC_FINE_HZ and rate_hz % _FLAC_STEP_HZ:
+        return f"flac cannot hold {rate_hz:,} samples a second: --set input.audio.encoding=int16"
+    return ""
 
 
 def sample_at(frame: int, fps: float, rate_hz: int) -> int:
@@ -221,12 +236,18 @@ class _Guarded:
             raise self._error
 
 
+def _said(error: Exception) -> str:
+    """Return what an error says without the address in memory that soundfile puts before it: drops are bytes, too."""
+    return str(getattr(error, "error_string", error))
+
+
 def _checked_header(file: Any, stored_bytes: int) -> tuple[int, int]:
     """Return rate and samples of an opened sound file."""
     if file.format not in _FORMATS:
-        raise ClipError(DropReason.UNREADABLE, f"audio: wanted wav or flac, found {file.format}")
-    if not 0 < file.samplerate <= MAX_RATE_HZ:
-        raise ClipError(DropReason.AUDIO_RATE, f"the header says {file.samplerate} samples a second")
+        raise ClipError(DropReason.UNREADABLE, f"audio: wanted wav or flac, found {file.format}: convert it")
+    fault = rate_fault(file.samplerate, is_for_flac=False)
+    if fault:
+        raise ClipError(DropReason.AUDIO_RATE, fault)
     num_bytes = file.frames * file.channels * 2
     fault = clip_bytes_fault("audio", num_bytes) or growth_fault("audio", num_bytes, stored_bytes)
     if fault:

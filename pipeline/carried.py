@@ -7,14 +7,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import ConfigError
 from pipeline.schema import CarriedKind
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
+
+MAX_VALUE_BYTES = 1 << 20
+"""Of one value: it stands in every window of its clip, and a shard of windows is built in memory."""
+
+_ITEM_BYTES = 8
+
+
+def fields_to_carry(items: Sequence[str]) -> dict[str, CarriedKind | None]:
+    """Return the kind of each field that `input.carry` names: None where its values are to say it.
+
+    Args:
+        items: ``NAME`` or ``NAME:KIND`` each.
+
+    Raises:
+        ConfigError: a kind is unknown, a name is missing or stands twice.
+    """
+    known: tuple[CarriedKind, ...] = get_args(CarriedKind)
+    fields: dict[str, CarriedKind | None] = {}
+    for item in items:
+        name, colon, wanted = item.rpartition(":") if ":" in item else (item, "", "")
+        kind = next((kind for kind in known if kind == wanted.strip()), None)
+        name = name.strip()
+        if colon and kind is None:
+            raise ConfigError(f"input.carry: {item!r} asks for the kind {wanted!r}; there are {', '.join(known)}")
+        if not name or name in fields:
+            raise ConfigError(f"input.carry: name each field once; twice or empty: {name!r}")
+        fields[name] = kind
+    return fields
 
 
 def kind_of_type(kind: pa.DataType) -> CarriedKind | None:
@@ -67,6 +96,7 @@ def as_kind(value: object, kind: CarriedKind) -> Any:
     if kind == "list<int64>" or kind == "list<float64>":
         if not isinstance(plain, list):
             raise _misfit(plain, kind)
+        _check_size(_ITEM_BYTES * len(plain))
         item_kind: CarriedKind = "int64" if kind == "list<int64>" else "float64"
         return [as_kind(item, item_kind) for item in plain]
     is_int = isinstance(plain, int) and not isinstance(plain, bool)
@@ -83,10 +113,18 @@ def as_kind(value: object, kind: CarriedKind) -> Any:
 
 def _checked_text(text: str) -> str:
     try:
-        text.encode()
+        _check_size(len(text.encode()))
     except UnicodeEncodeError as error:
         raise ValueError("the text is not UTF-8") from error
     return text
+
+
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_VALUE_BYTES:
+        raise ValueError(
+            f"{num_bytes:,} bytes, wanted {MAX_VALUE_BYTES:,} at most, since each window has them; leave it out, or"
+            " name it as input.audio if it is audio"
+        )
 
 
 def _checked_float(number: float) -> float | None:

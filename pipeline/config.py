@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from pipeline.carried import fields_to_carry
 from pipeline.errors import ConfigError
 from pipeline.job_config import AudioConfig, Emitted, JobConfig, SplitConfig, WindowConfig, parse_columns
-from pipeline.schema import RESERVED_COLUMNS, SCHEMA_VERSION, CarriedKind
+from pipeline.schema import RESERVED_COLUMNS, SCHEMA_VERSION, CarriedKind, array_columns
 
 
 def hash64(text: str) -> int:
@@ -187,7 +188,23 @@ class ExportSpec(_Spec):
     duplicate_ids: Literal["reject", "suffix"]
     where: str = ""
     clips: str = Field("", description="digest of the export's id lists, empty without")
+    windows_per_sample: int = 1
     schema_version: int = SCHEMA_VERSION
+
+    @model_validator(mode="after")
+    def _samples_need_an_order(self) -> Self:
+        if self.has_grouped_samples and self.shuffle != "none":
+            raise ConfigError(
+                f"export.windows_per_sample={self.windows_per_sample} and export.shuffle={self.shuffle}: windows of a"
+                " clip follow each other in unshuffled shards only. Next: set export.shuffle=none and let the reader"
+                " shuffle samples, or set export.windows_per_sample=1"
+            )
+        return self
+
+    @property
+    def has_grouped_samples(self) -> bool:
+        """Whether samples of tars hold windows in groups."""
+        return self.windows_per_sample > 1 and "webdataset" in self.formats
 
     @property
     def export_id(self) -> str:
@@ -198,10 +215,12 @@ class ExportSpec(_Spec):
         """Return the spec as dataset.json states it: the split file counts by content, not by path.
 
         A filter stands there only where there is one, so that datasets from before filters keep their export_id; the
-        order of a global shuffle only with such a shuffle.
+        order of a global shuffle only with such a shuffle, windows of a sample only where tars hold several.
         """
         tree = self.model_dump(mode="json")
         tree["splits"].pop("file")
+        if not self.has_grouped_samples:
+            tree.pop("windows_per_sample")
         order = {"global_order": GLOBAL_ORDER} if self.shuffle == "global" else {}
         return {name: value for name, value in tree.items() if value or name not in ("where", "clips")} | order
 
@@ -231,13 +250,15 @@ def corpus_spec(
     Args:
         batch_size: windows a batch, resolved.
         clips_digest: digest of the id lists that `input.clips` names.
-        carried_kinds: field -> kind of the fields that `input.carry` names, as the inputs have them; others are text.
+        carried_kinds: field -> kind of the fields that `input.carry` names, as the inputs have them; a kind
+            that is named there stands instead, and others are text.
 
     Raises:
-        ConfigError: a field to carry has the name of a column that is there already.
+        ConfigError: a field to carry has the name of a column that is there already, or an unknown kind.
     """
     source, kinds = config.input, carried_kinds or {}
-    taken = [name for name in source.carry if name in RESERVED_COLUMNS]
+    fields = fields_to_carry(source.carry)
+    taken = [name for name in fields if name in RESERVED_COLUMNS]
     if taken:
         raise ConfigError(f"input.carry: {', '.join(taken)} would stand beside our own column of this name: rename it")
     return CorpusSpec(
@@ -258,7 +279,7 @@ def corpus_spec(
         batch_size=batch_size,
         emit=config.emit,
         flips=FlipRule(**config.flips.model_dump()) if "flips" in config.emit else None,
-        carry=tuple(CarriedColumn(name=name, kind=kinds.get(name, "string")) for name in source.carry),
+        carry=tuple(CarriedColumn(name=name, kind=kind or kinds.get(name, "string")) for name, kind in fields.items()),
         audio=_audio_rule(source.audio),
     )
 
@@ -267,17 +288,39 @@ def _audio_rule(audio: AudioConfig) -> AudioRule | None:
     return None if audio.field is None else AudioRule(**audio.model_dump())
 
 
-def export_spec(config: JobConfig, split_file_digest: str = "", clips_digest: str = "") -> ExportSpec:
+SHARD_WINDOWS, SHARD_BYTES = 16_384, 256 << 20
+"""Windows of a shard, and bytes of their rows, where a configuration names no number: whichever is less."""
+
+OPEN_RATE_HZ = 48_000
+"""Samples a second that are reckoned with where the rate of audio is left to the files."""
+
+
+def default_windows_per_shard(spec: TokenSpec) -> int:
+    """Return how many windows a shard has on average unless a configuration says it: a power of two.
+
+    Arrays and cut audio count, flac as if it were plain samples; carried values do not, their size is unknown.
+    """
+    codec, audio = spec.codec, spec.corpus.audio
+    row_bytes = sum(array.num_bytes for array in array_columns(codec, spec.corpus))
+    if audio is not None and audio.mode == "cut":
+        row_bytes += 2 * 2 * round(codec.window_frames * (audio.rate_hz or OPEN_RATE_HZ) / codec.fps)
+    fitting = SHARD_BYTES // row_bytes
+    return min(SHARD_WINDOWS, 1 << max(0, fitting.bit_length() - 1))
+
+
+def export_spec(config: JobConfig, spec: TokenSpec, split_file_digest: str = "", clips_digest: str = "") -> ExportSpec:
     """Return the ExportSpec of a configuration.
 
     Args:
+        spec: of the windows that are exported.
         split_file_digest: digest of the file that `export.splits.file` names.
         clips_digest: digest of the id lists that `export.clips` names.
     """
     export = config.export
     return ExportSpec(
         formats=export.formats,
-        windows_per_shard=export.windows_per_shard,
+        windows_per_shard=export.windows_per_shard or default_windows_per_shard(spec),
+        windows_per_sample=export.windows_per_sample,
         shuffle=export.shuffle,
         seed=export.seed,
         splits=export.splits,

@@ -202,6 +202,7 @@ class _Probe:
 
     def __init__(self, job: Job, block: MotionBlock) -> None:
         corpus, run = job.contract.corpus, job.config.run
+        self._windows_per_sample = job.export.windows_per_sample
         self._contract, self._block = job.contract, block
         self._model: BitwiseVAE = read_checkpoint(job.codec.data, "codec.safetensors")
         self._num_threads = run.threads or os.cpu_count() or 1
@@ -271,7 +272,7 @@ class _Probe:
             return -((len(written(few)) - len(written(tokens))) // int(tokens.num_rows))
 
         parquet = each(lambda rows: shard_to_parquet(rows, contract))
-        return parquet, each(lambda rows: shard_to_tar(rows, contract.codec, corpus))
+        return parquet, each(lambda rows: shard_to_tar(rows, contract.codec, corpus, self._windows_per_sample))
 
 
 def _rows_of(block: MotionBlock, contract: Contract) -> pa.Table:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from pipeline.config import ExportSpec, canonical_json
+from pipeline.config import ExportSpec, canonical_json, default_windows_per_shard
 from pipeline.errors import ConfigError, OutputMismatchError
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
@@ -48,7 +48,7 @@ def export_datasets(
     Raises:
         OutputMismatchError: a folder holds no dataset with a store, contracts differ, or the output holds
             another dataset.
-        ConfigError: filter or splits ask for a column that there is not.
+        ConfigError: filter or splits ask for a column that there is not, or grouped samples are to be shuffled.
         NoClipLeftError: every clip was dropped, or none passes the filter.
         IncompleteError: a fragment is missing, or another run is active.
     """
@@ -87,7 +87,8 @@ def _prepared(datasets: Sequence[tuple[Folder, Manifest]], config: JobConfig) ->
     """Read and check what is asked for, before anything is written.
 
     Raises:
-        RequestError: a list is missing, or filter or splits ask for a column that there is not.
+        RequestError: a list is missing, filter or splits ask for a column that there is not, or grouped samples are
+            to be shuffled.
     """
     clips = _clip_lists(datasets, config)
     spec, listed = _spec_and_splits(config, datasets, clips)
@@ -191,6 +192,8 @@ def _spec_and_splits(
         is_listed = tree["by"] == "file"
         splits = SplitConfig(**tree, file="the source's" if is_listed else None)
         listed, digest = (_splits_of_index(datasets) if is_listed else {}), first.export["split_file"]
+    if "windows_per_shard" in given and given["windows_per_shard"] is None:
+        given["windows_per_shard"] = default_windows_per_shard(first.contract.spec)
     own = ("splits", "split_file", "clips", "global_order")
     standing = {name: value for name, value in first.export.items() if name not in own}
     fields = {**standing, **given, "splits": splits, "split_file": digest, "clips": clips.digest}

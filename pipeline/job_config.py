@@ -73,6 +73,12 @@ class AudioConfig(_Section):
     encoding: Literal["int16", "flac"] = Field("int16", description="of samples that are cut")
     tolerance_s: float = Field(0.2, ge=0, description="how far audio and motion may differ in length")
 
+    @model_validator(mode="after")
+    def _of_a_field(self) -> Self:
+        if self.field is None and self.model_fields_set - {"field"}:
+            raise ValueError("the field with the audio is missing: name it with input.audio.field=FIELD")
+        return self
+
 
 class InputConfig(_Section):
     """How motion is found inside the input files."""
@@ -87,7 +93,7 @@ class InputConfig(_Section):
     max_abs_z: float | None = Field(10_000.0, gt=0, description="deviations from the codec's mean; null: any")
     max_frozen_frames: int | None = Field(None, ge=1, description="equal frames in a row; default: any number")
     clips: ClipList = ClipList()
-    carry: tuple[str, ...] = Field((), description="fields to carry along, a clip's own in each of its windows")
+    carry: tuple[str, ...] = Field((), description="fields to carry along in each window, NAME or NAME:KIND")
     audio: AudioConfig = AudioConfig()
     duplicate_ids: Literal["reject", "suffix"] = "reject"
     checksum: bool = Field(False, description="tell changed files by their content, not by etag or time of change")
@@ -96,14 +102,6 @@ class InputConfig(_Section):
     @classmethod
     def _comma_list(cls, value: object) -> object:
         return _items(value)
-
-    @field_validator("carry")
-    @classmethod
-    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        twice = sorted({name for name in value if value.count(name) > 1})
-        if twice or "" in value:
-            raise ValueError(f"name each field once; twice or empty: {', '.join(twice) or repr('')}")
-        return value
 
     @field_validator("audio", mode="before")
     @classmethod
@@ -181,7 +179,10 @@ class ExportConfig(_Section):
     """How fragments become shards."""
 
     formats: tuple[Literal["parquet", "webdataset"], ...] = ("parquet", "webdataset")
-    windows_per_shard: int = Field(16_384, ge=1)
+    windows_per_shard: int | None = Field(
+        None, ge=1, description="windows a shard, on average; default: by their bytes"
+    )
+    windows_per_sample: int = Field(1, ge=1, description="consecutive windows of a clip that make a WebDataset sample")
     shuffle: Literal["none", "shard", "global"] = "none"
     seed: int = Field(0, ge=0, description="seed of the shuffle")
     splits: SplitConfig = SplitConfig()
@@ -335,21 +336,28 @@ def config_from_tree(tree: Mapping[str, Any], name: str) -> JobConfig:
         raise ConfigError(f"{name}: " + "; ".join(lines)) from error
 
 
+_SHORT_FOR = {"input.audio": "field", "input.clips": "include", "export.clips": "include"}  # a bare section's key
+
+
 def _assign(tree: dict[str, Any], assignment: str) -> None:
     key, equals, value = assignment.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {key!r}: write key=value, for example --set window.stride=50")
     *parents, leaf = key.strip().split(".")
     node = tree
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         child = node.setdefault(parent, {})
+        if isinstance(child, str) and (whole := _SHORT_FOR.get(".".join(parents[:depth]))):
+            child = node[parent] = {whole: child}
         if not isinstance(child, dict):
             raise ConfigError(f"--set {key}=..: {parent} holds one value, not a section")
         node = child
     try:
-        node[leaf] = _parse_yaml(value)
+        parsed = _parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key}=..: the value is not YAML: {_yaml_fault(error)}") from error
+    whole, old = _SHORT_FOR.get(key.strip()), node.get(leaf)
+    node[leaf] = {**old, whole: parsed} if whole and isinstance(old, dict) and isinstance(parsed, str) else parsed
 
 
 def _yaml_fault(error: yaml.YAMLError) -> str:

@@ -1,9 +1,11 @@
 """What a running job tells whoever watches: a display, a log, or nobody.
 
-Knows nothing but counts.
+Knows nothing but counts and names.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from pipeline.blocks import UnitAccount
 from pipeline.plan import Plan
@@ -30,6 +32,9 @@ class JobObserver:
 
     def on_account(self, account: UnitAccount) -> None:
         """A run of units is committed."""
+
+    def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
+        """A list of clips, which a setting names, has these ids that no clip has; at least one."""
 
     def on_layout(self, num_shards: int, num_windows: int) -> None:
         """So many shards of so many windows will be written, or so many files read for their checksums."""

@@ -98,7 +98,7 @@ def prepare(request: TokenizeRequest, executor: Executor, observer: JobObserver 
     contract = _standing_contract(output, contract, config)
     if config.input.checksum:
         roots = _read_checksums(roots, observer or JobObserver())
-    export = export_spec(config, split_digest, chosen.digest)
+    export = export_spec(config, contract.spec, split_digest, chosen.digest)
     check_columns(export, contract.corpus)
     return Job(config, output, roots, codec, contract, export, clips, chosen, listed)
 

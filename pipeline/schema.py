@@ -45,6 +45,9 @@ _PLAIN_FIELDS = (
 )
 BITS_COLUMNS = ("prev_bits", "this_bits")
 AUDIO_ARRAYS = ("prev_audio", "this_audio")
+WINDOW_NUMBERS = ("start_frame", "prev_valid_frames", "this_valid_frames", "audio_start", "audio_num_samples")
+"""Columns of single values that differ between windows of a clip; all others of single values are the clip's own."""
+
 _CUT_AUDIO = tuple(pa.field(name, pa.binary(), nullable=False) for name in AUDIO_ARRAYS)
 _RATE = pa.field("audio_rate_hz", pa.int32(), nullable=False)
 _DRIFT = pa.field("audio_drift_s", pa.float64(), nullable=False)

@@ -47,13 +47,17 @@ def content_of_parquet(data: bytes, contract: Contract) -> ShardContent:
     return _content_of_rows(file.read(), contract)
 
 
-def content_of_tar(data: bytes, shard: ShardFile, contract: Contract) -> ShardContent:
+def content_of_tar(data: bytes, shard: ShardFile, contract: Contract, windows_per_sample: int) -> ShardContent:
     """Return what a tar shard holds.
 
+    Args:
+        windows_per_sample: as the export settings have it.
+
     Raises:
-        VerifyError: its samples are not whole.
+        VerifyError: its samples are not whole, or hold other windows together than the settings say.
     """
-    return _content_of_rows(table_of_tar(data, contract.codec, contract.corpus, shard.path), contract)
+    table = table_of_tar(data, contract.codec, contract.corpus, shard.path, windows_per_sample)
+    return _content_of_rows(table, contract)
 
 
 def _content_of_rows(table: pa.Table, contract: Contract) -> ShardContent:

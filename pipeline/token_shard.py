@@ -99,7 +99,7 @@ def _codec_of_arrays(data: bytes) -> CodecSpec:
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         first = tar.next()
         file = tar.extractfile(first) if first else None
-        num_tokens, num_bytes = array_from_npy(file.read() if file else b"").shape
+        num_tokens, num_bytes = array_from_npy(file.read() if file else b"").shape[-2:]
     known = (tuple(preset["patch_nums"]) for preset in PRESETS.values())
     patch_nums = next((schedule for schedule in known if sum(schedule) == num_tokens), (num_tokens,))
     return CodecSpec(

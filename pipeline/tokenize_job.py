@@ -23,7 +23,7 @@ from pipeline.isolation import find_crashing
 from pipeline.manifest import STAGED_PATH, Manifest, OtherFile, is_published, read_manifest, version_path
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan, Unit, group_units, make_plan
-from pipeline.read_units import UnitReader
+from pipeline.read_units import ClipFilter, UnitReader
 from pipeline.request import Job, TokenizeRequest, check_output, prepare
 from pipeline.run_lease import RunLease
 from pipeline.stopping import StopSwitch
@@ -114,6 +114,7 @@ def _publish(job: Job, plan: Plan, executor: Executor, observer: JobObserver, ga
         gate.status,
         gate.record,
         job.chosen,
+        ClipFilter(None if job.clips.include is None else job.clips.include - job.clips.exclude),
     )
     try:
         exported = export_dataset(source, job.output, job.export, job.listed, executor.build, observer)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config import Contract, digest_of
+from pipeline.config import digest_of
 from pipeline.errors import IncompleteError, OutputMismatchError, VerifyError
 from pipeline.export.index import count_clips
 from pipeline.export.publish import ALWAYS_WRITTEN, WINDOW_INDEX_PATH
@@ -221,14 +221,13 @@ def _prove_rows(
     output: Folder, manifest: Manifest, clips: pa.Table, findings: Findings, on_file: Callable[[str], None]
 ) -> None:
     """Read every shard and compare the windows found with the windows the ledgers promise."""
-    contract = manifest.contract
     kept = clips.filter(pc.greater(clips["num_windows"], 0))
     split_of_clip = dict(zip(kept["clip_id"].to_pylist(), kept["split"].to_pylist(), strict=True))
     by_format: dict[str, list[ShardContent | None]] = {}
     for name, shards in manifest.shards.items():
         found: dict[str, _Found] = {}
         by_format[name] = []
-        contents = _contents(output, name, shards, contract, findings)
+        contents = _contents(output, name, manifest, findings)
         for shard_index, (shard, content) in enumerate(zip(shards, contents, strict=True)):
             on_file(shard.path)
             by_format[name].append(content)
@@ -298,17 +297,20 @@ def _compare_formats(manifest: Manifest, by_format: dict[str, list[ShardContent 
         findings.add(f"dataset.json: {len(ours)} {first} shards, but {len(theirs)} {second} shards")
 
 
-def _contents(
-    output: Folder, name: str, shards: Sequence[ShardFile], contract: Contract, findings: Findings
-) -> Iterator[ShardContent | None]:
-    """Yield what each shard holds, None where it cannot be read, a few read ahead."""
+def _contents(output: Folder, name: str, manifest: Manifest, findings: Findings) -> Iterator[ShardContent | None]:
+    """Yield what each shard of a format holds, None where it cannot be read, a few read ahead."""
+    contract, shards = manifest.contract, manifest.shards[name]
+    windows_per_sample = manifest.export.get("windows_per_sample", 1)
 
     def read(shard: ShardFile) -> ShardContent | None:
         data = _read_checked(output, shard.path, shard.bytes, shard.sha256, findings)
         if data is None:
             return None
         try:
-            content = content_of_parquet(data, contract) if name == "parquet" else content_of_tar(data, shard, contract)
+            if name == "parquet":
+                content = content_of_parquet(data, contract)
+            else:
+                content = content_of_tar(data, shard, contract, windows_per_sample)
         except (VerifyError, pa.ArrowInvalid, OSError, ValueError) as error:
             findings.add(f"{shard.path}: {error}")
             return None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import difflib
+import keyword
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,13 +82,13 @@ class Where:
 
     @cached_property
     def _terms(self) -> list[ast.expr]:
-        return list(_parts(ast.parse(self.text, mode="eval").body, ast.And)) if self.text else []
+        return list(_parts(_tree_of(self.text), ast.And)) if self.text else []
 
 
 def unknown_column(name: str, known: list[str]) -> str:
     """Return what to say of a column that there is not."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}, and what input.carry names"
     return f"unknown column {name!r}; {hint}"
 
 
@@ -98,8 +100,9 @@ def parse_where(text: str) -> Where:
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"a filter has {MAX_LENGTH:,} characters at most, this one {len(text):,}: use a list of clips")
+    text = text.replace("\r", " ").replace("\n", " ").strip()
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = _tree_of(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         at = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
         raise ValueError(f"{text!r} cannot be read{at}: {_SPELLING}") from error
@@ -113,6 +116,37 @@ def parse_where(text: str) -> Where:
                 f" only (beside columns of windows stand {' and '.join(BESIDE_WINDOWS)})"
             )
     return Where(_spelled(tree))
+
+
+def _tree_of(text: str) -> ast.expr:
+    """Return the expression that a line of text is, columns of any name as `ast.Name`."""
+    tree: ast.expr = _Columns().visit(ast.parse(text, mode="eval").body)
+    return tree
+
+
+class _Columns(ast.NodeTransformer):
+    """Makes ``a.b`` and ``column('a-b')`` names of columns. Built for one tree."""
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        value = self.visit(node.value)
+        if isinstance(value, ast.Name):
+            return ast.copy_location(ast.Name(f"{value.id}.{node.attr}"), node)
+        return ast.copy_location(ast.Attribute(value, node.attr), node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        is_column = isinstance(node.func, ast.Name) and node.func.id == "column" and not node.keywords
+        if is_column and len(node.args) == 1 and isinstance(node.args[0], ast.Constant):
+            name = node.args[0].value
+            return ast.copy_location(ast.Name(name), node) if isinstance(name, str) else node
+        if isinstance(node.func, ast.Attribute):  # the method's own name is no part of the column's
+            function = ast.copy_location(ast.Attribute(self.visit(node.func.value), node.func.attr), node.func)
+            return ast.copy_location(ast.Call(function, node.args, node.keywords), node)
+        return node
+
+
+def _spelled_column(name: str) -> str:
+    is_plain = all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split("."))
+    return name if is_plain else f"column({name!r})"
 
 
 def _spelled(node: ast.AST) -> str:
@@ -136,7 +170,7 @@ def _spelled(node: ast.AST) -> str:
         case ast.List() | ast.Tuple() | ast.Set():
             return f"[{', '.join(_spelled(item) for item in node.elts)}]"
         case ast.Name(id=name):
-            return name
+            return _spelled_column(name)
         case ast.Constant(value=None):
             return "None"
     return repr(constant(node))
@@ -221,10 +255,14 @@ def constant(node: ast.AST) -> str | int | float | bool:
         sign, node = -1, node.operand
     value = node.value if isinstance(node, ast.Constant) else None
     if isinstance(value, bool | str) and sign == 1:
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            raise ValueError(f"{value!r} is not UTF-8: no text holds it")
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, int) and value >= 2**63:
             raise ValueError(f"{value} is too large: numbers lie below 2**63")
+        if not math.isfinite(value):
+            raise ValueError("a number is too large: numbers lie below 1.8e308")
         return sign * value
     raise ValueError(f"{ast.unparse(node)!r} is no text, number, True or False; ask for None with `is None`")
 
@@ -275,4 +313,4 @@ def _kind_of(node: ast.expr, kinds: Mapping[str, str]) -> str:
 
 
 def _shown(node: ast.expr, text: str) -> str:
-    return repr(ast.get_source_segment(text.strip(), node) or ast.unparse(node))
+    return repr(ast.get_source_segment(text, node) or ast.unparse(node))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
 from pipeline import schema
-from pipeline.config import CodecSpec, corpus_spec, export_spec
+from pipeline.config import CodecSpec, TokenSpec, corpus_spec, export_spec
 from pipeline.job_config import JobConfig, all_keys, load_config
 from pipeline.manifest import Manifest
 from pipeline.quarantine import DropReason
@@ -70,6 +70,7 @@ ANOTHER_VALUE = {
     "flips.seed": "5",
     "export.formats": "parquet",
     "export.windows_per_shard": "100",
+    "export.windows_per_sample": "4",
     "export.shuffle": "shard",
     "export.seed": "5",
     "export.splits.by": "source",
@@ -207,7 +208,10 @@ def test_configuration_table_states_what_a_key_changes(make_codec):
             for clips in (config.input.clips, config.export.clips)
         ]
         corpus = corpus_spec(config, codec, batch_size=config.batch_size or 32, clips_digest=listed[0])
-        return corpus, export_spec(config, config.export.splits.file or "", listed[1]).export_id
+        exported = export_spec(
+            config, TokenSpec(codec=codec, corpus=corpus), config.export.splits.file or "", listed[1]
+        )
+        return corpus, exported.export_id
 
     plain = specs()
     for row in table("Configuration", "key"):

@@ -66,6 +66,8 @@ class ShardBuilder:
     stores: tuple[TokenStore, ...]
     contract: Contract
     formats: tuple[str, ...]
+    windows_per_sample: int = 1
+    """Of tars."""
 
     def build(self, task: ShardTask) -> Iterator[ShardResult]:
         """Yield the shard of a task once its files stand."""
@@ -106,7 +108,7 @@ class ShardBuilder:
         if name == "parquet":
             data = shard_to_parquet(tokens, contract)
         else:
-            data = shard_to_tar(tokens, contract.codec, contract.corpus)
+            data = shard_to_tar(tokens, contract.codec, contract.corpus, self.windows_per_sample)
         digest = hashlib.sha256(data).hexdigest()
         path = f"{name}/{split}/{split}-{digest[:12]}.{SUFFIX[name]}"
         if not self._stands(path, data):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.config import CorpusSpec
 from pipeline.errors import DataError
 from pipeline.quarantine import DropReason
 from pipeline.schema import LEDGER_SCHEMA
@@ -89,12 +90,18 @@ def join_ledgers(ledgers: Iterable[pa.Table]) -> ClipTable:
     )
 
 
-def resolve_duplicates(clips: ClipTable, duplicate_ids: str) -> ClipTable:
-    """Keep one of the clips that share id and motion; reject, or tell apart, those that share the id only.
+def content_of_clips(corpus: CorpusSpec) -> str:
+    """Return what the ledgers' digests are of, in words."""
+    return "motion" if corpus.audio is None else "motion with audio"
+
+
+def resolve_duplicates(clips: ClipTable, duplicate_ids: str, content: str = "motion") -> ClipTable:
+    """Keep one of the clips that share id and content; reject, or tell apart, those that share the id only.
 
     Args:
         duplicate_ids: `reject` drops every holder of a contested id; `suffix` adds `~` and 8 hex digits of
-            the motion's digest to each.
+            the content's digest to each.
+        content: what the ledgers' digests are of, for the details of drops.
     """
     kept = clips.num_windows > 0
     names = clips.table["clip_id"]
@@ -120,7 +127,7 @@ def resolve_duplicates(clips: ClipTable, duplicate_ids: str) -> ClipTable:
         for index in indices:
             digest = digests[index].as_py()
             if digest in first_of:
-                drop(index, f"same id and motion as in {sources[first_of[digest]].as_py()}, which is kept")
+                drop(index, f"same id and {content} as in {sources[first_of[digest]].as_py()}, which is kept")
             else:
                 first_of[digest] = index
         if len(first_of) == 1:
@@ -131,7 +138,7 @@ def resolve_duplicates(clips: ClipTable, duplicate_ids: str) -> ClipTable:
                 is_renamed[index] = True
             else:
                 others = sorted({sources[other].as_py() for other in first_of.values() if other != index})
-                drop(index, f"same id, other motion in {', '.join(others) or 'the same file'}")
+                drop(index, f"same id, other {content} in {', '.join(others) or 'the same file'}")
     table = clips.table
     for name, values in columns.items():
         table = with_values(table, name, pa.array(values, LEDGER_SCHEMA.field(name).type))
@@ -144,7 +151,7 @@ def with_values(ledger: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 
 def _free_name(clip_id: str, digest: str, taken: set[str]) -> str:
-    """Return the id with as much of the motion's digest as no other id has."""
+    """Return the id with as much of the content's digest as no other id has."""
     for length in range(8, len(digest) + 1, 8):
         name = f"{clip_id}~{digest[:length]}"
         if name not in taken:

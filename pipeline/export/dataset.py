@@ -20,11 +20,11 @@ from pipeline.drop_limit import check_dropped
 from pipeline.errors import NoClipLeftError
 from pipeline.export.build import Fragment, ShardBuilder
 from pipeline.export.card import dataset_card
-from pipeline.export.clips import ClipTable, join_ledgers, resolve_duplicates
+from pipeline.export.clips import ClipTable, content_of_clips, join_ledgers, resolve_duplicates
 from pipeline.export.index import clip_index, count_clips, quarantine, table_to_parquet, unit_index
 from pipeline.export.publish import WINDOW_INDEX_PATH, Exported
 from pipeline.export.reuse import StandingShards
-from pipeline.export.selection import check_columns, judge_clips, keep_passing
+from pipeline.export.selection import check_columns, judge_clips, keep_passing, unknown_ids
 from pipeline.export.shards import ClipsToExport, build_shards
 from pipeline.export.splits import assign_splits
 from pipeline.export.tasks import RunTasks
@@ -52,6 +52,8 @@ class ExportSource:
     gate: GateRecord | None = None
     clips: ClipFilter = field(default_factory=ClipFilter)
     """Clips that are taken and left out by name."""
+    read_clips: ClipFilter = field(default_factory=ClipFilter)
+    """Clips that were wanted of the input by name; those left out there leave no trace in ledgers."""
 
 
 def export_dataset(
@@ -77,9 +79,9 @@ def export_dataset(
     check_columns(export, source.contract.corpus)
     fragments = _in_order(source)
     unit_keys = [fragment.unit_key for fragment in fragments]
-    clips, shares = _chosen_clips(source, fragments, export)
+    clips, shares = _chosen_clips(source, fragments, export, observer)
     splits = assign_splits(clips, export, listed, shares)
-    builder = ShardBuilder(output, source.stores, source.contract, export.formats)
+    builder = ShardBuilder(output, source.stores, source.contract, export.formats, export.windows_per_sample)
     built = build_shards(ClipsToExport(clips, splits, fragments), builder, export, source.standing, run, observer)
 
     index = clip_index(clips, splits, built.layouts)
@@ -117,7 +119,7 @@ def _in_order(source: ExportSource) -> list[Fragment]:
 
 
 def _chosen_clips(
-    source: ExportSource, fragments: Sequence[Fragment], export: ExportSpec
+    source: ExportSource, fragments: Sequence[Fragment], export: ExportSpec, observer: JobObserver
 ) -> tuple[ClipTable, NDArray[np.float64] | None]:
     """Return the clips with what the dataset holds of each, and where a carried column puts them among the splits.
 
@@ -125,6 +127,9 @@ def _chosen_clips(
     """
     clips = join_ledgers(_ledgers(source, fragments))
     num_kept = int((clips.num_windows > 0).sum())
+    for setting, lists in (("input.clips", source.read_clips), ("export.clips", source.clips)):
+        if ids := unknown_ids(clips, lists):
+            observer.on_unknown_ids(setting, ids)
 
     def read(unit: int, names: Sequence[str]) -> pa.Table:
         fragment = fragments[unit]
@@ -135,7 +140,7 @@ def _chosen_clips(
     if num_kept and not chosen.num_windows.any():
         raise NoClipLeftError(_why_none_passes(source, export, num_kept))
     num_filtered = num_kept - int((chosen.num_windows > 0).sum())
-    chosen = resolve_duplicates(chosen, export.duplicate_ids)
+    chosen = resolve_duplicates(chosen, export.duplicate_ids, content_of_clips(source.contract.corpus))
     if not chosen.num_windows.any():
         raise NoClipLeftError(_why_no_clip(chosen))
     drops = Counter(reason for reason in chosen.table["drop_reason"].to_pylist() if reason)

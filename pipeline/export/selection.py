@@ -116,6 +116,12 @@ def judge_clips(
     return Judged(passes, shares)
 
 
+def unknown_ids(clips: ClipTable, lists: ClipFilter) -> list[str]:
+    """Return the ids in lists that no clip has, dropped ones included, sorted."""
+    wanted = (lists.include or frozenset()) | lists.exclude
+    return sorted(wanted.difference(clips.table["clip_id"].to_pylist())) if wanted else []
+
+
 def keep_passing(clips: ClipTable, passes: Bools, export: ExportSpec, contract: Contract) -> ClipTable:
     """Return the clips with the windows that are left of each: none where it does not pass as a whole.
 
@@ -247,7 +253,10 @@ def _compared(left: ast.expr, operator: ast.cmpop, right: ast.expr, columns: Map
     if isinstance(operator, ast.In | ast.NotIn):
         found = _contained(left, right, columns)
         return found if isinstance(operator, ast.In) else pc.invert(found)
-    return _COMPARISONS[type(operator)](_operand(left, columns), _operand(right, columns))
+    sides = [_operand(left, columns), _operand(right, columns)]
+    if any(pa.types.is_floating(side.type) for side in sides):  # whole numbers beyond 2**53 become the nearest
+        sides = [pc.cast(side, pa.float64(), safe=False) for side in sides]
+    return _COMPARISONS[type(operator)](*sides)
 
 
 def _contained(left: ast.expr, right: ast.expr, columns: Mapping[str, pa.Array]) -> pa.Array:

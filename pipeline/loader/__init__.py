@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.loader.features import TokenFeatures, TrainingTensors
     from pipeline.loader.row_groups import Reading
     from pipeline.loader.stream import Ranks, Shuffle, TokenStream, stream_state
-    from pipeline.loader.tar_stream import TarStream
+    from pipeline.loader.tar_stream import TarSampleStream, TarStream
 
 _HOMES = {
     "batches": ("Batch", "collate"),
@@ -24,7 +24,7 @@ _HOMES = {
     "features": ("TokenFeatures", "TrainingTensors"),
     "row_groups": ("Reading",),
     "stream": ("Ranks", "Shuffle", "TokenStream", "stream_state"),
-    "tar_stream": ("TarStream",),
+    "tar_stream": ("TarSampleStream", "TarStream"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -35,6 +35,7 @@ __all__ = [
     "Ranks",
     "Reading",
     "Shuffle",
+    "TarSampleStream",
     "TarStream",
     "TokenDataset",
     "TokenFeatures",

@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 from pipeline.audio import decode_sound
 from pipeline.errors import ConfigError
 from pipeline.loader.row_groups import Column
-from pipeline.schema import AUDIO_ARRAYS
+from pipeline.schema import AUDIO_ARRAYS, RESERVED_COLUMNS, WINDOW_NUMBERS
 
 Batch = dict[str, Any]
-"""Tensors by name, lists of plain values for text and carried columns."""
-
-_PER_WINDOW = ("start_frame", "prev_valid_frames", "this_valid_frames", "audio_start", "audio_num_samples")
+"""Tensors by name, lists of plain values for text and carried columns: numbers too, since any may be missing."""
 
 
-def is_per_window(name: str, column: Column) -> bool:
+def is_per_window(name: str, column: Column | torch.Tensor | Sequence[object]) -> bool:
     """Return whether a column differs between windows of a clip; all others are the clip's own."""
-    return name in _PER_WINDOW or name in AUDIO_ARRAYS or (isinstance(column, np.ndarray) and column.ndim > 1)
+    is_array = isinstance(column, np.ndarray | torch.Tensor) and column.ndim > 1
+    return name in WINDOW_NUMBERS or name in AUDIO_ARRAYS or is_array
 
 
 def batch_of_columns(columns: Mapping[str, Column], windows_per_sample: int = 1, *, is_flac: bool = False) -> Batch:
@@ -39,7 +38,7 @@ def batch_of_columns(columns: Mapping[str, Column], windows_per_sample: int = 1,
         is_flac: whether sound is stored as flac, else as raw samples.
 
     Returns:
-        Packed bits (B, tokens, code_dim / 8) uint8; emitted arrays in their shapes; numbers (B,) int64 or float;
+        Packed bits (B, tokens, code_dim / 8) uint8; emitted arrays in their shapes; our own numbers (B,) int64;
         audio (B, samples) int16; lists for anything else.
     """
     batch: Batch = {}
@@ -72,7 +71,9 @@ def merged(parts: Sequence[Batch], places: Sequence[NDArray[np.int64]]) -> Batch
     for name in parts[0]:
         values = [part[name] for part in parts]
         order = torch.from_numpy(np.argsort(np.concatenate(places), kind="stable"))
-        if all(isinstance(value, torch.Tensor) for value in values):
+        if name in AUDIO_ARRAYS:  # windows of equally many frames may differ by a sample
+            batch[name] = _padded([sound for value in values for sound in value])[order]
+        elif all(isinstance(value, torch.Tensor) for value in values):
             if len({value.shape[1:] for value in values}) > 1:
                 shapes = ", ".join(str(tuple(value.shape[1:])) for value in values)
                 raise ConfigError(f"column {name!r} has other shapes in the datasets that are mixed: {shapes}")
@@ -104,7 +105,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
             batch[name] = _padded(values)
         elif isinstance(values[0], torch.Tensor):
             batch[name] = torch.stack(values)
-        elif all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        elif name in RESERVED_COLUMNS and isinstance(values[0], int):
             batch[name] = torch.tensor(values)
         else:
             batch[name] = values
@@ -128,5 +129,6 @@ def sound_of_bytes(data: bytes, is_flac: bool) -> torch.Tensor:
 
 
 def _padded(sounds: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return sounds as (n, samples); zeros stand behind shorter ones."""
-    return torch.nn.utils.rnn.pad_sequence(list(sounds), batch_first=True)
+    """Return sounds (.., samples) as (n, .., samples); zeros stand behind shorter ones."""
+    longest = max(sound.shape[-1] for sound in sounds)
+    return torch.stack([torch.nn.functional.pad(sound, (0, longest - sound.shape[-1])) for sound in sounds])

@@ -86,15 +86,23 @@ class ClipWindows:
             )
         return self.rows[self.first[number] : self.first[number + 1]]
 
-    def runs(self, num_windows: int) -> IntArray:
+    def runs(self, num_windows: int, is_gap: NDArray[np.bool_] | None = None) -> IntArray:
         """Return the rows of all runs of consecutive windows of a clip, (num_runs, num_windows), by first row.
 
-        Runs do not overlap; windows left over at a clip's end are in none.
+        Runs do not overlap; windows left over at a clip's end, or before a gap, are in none.
+
+        Args:
+            num_windows: of a run.
+            is_gap: (num_windows of all clips - 1,) whether windows of the same clip were left out between two places of
+                `rows`; None: nowhere.
         """
-        counts = np.diff(self.first) // num_windows
+        first = self.first
+        if is_gap is not None:
+            first = np.union1d(first, np.flatnonzero(is_gap) + 1)
+        counts = np.diff(first) // num_windows
         total = int(counts.sum())
         inside = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-        begins = np.repeat(self.first[:-1], counts) + inside * num_windows
+        begins = np.repeat(first[:-1], counts) + inside * num_windows
         runs: IntArray = self.rows[begins[:, None] + np.arange(num_windows)]
         return runs[np.argsort(runs[:, 0], kind="stable")]
 

@@ -19,6 +19,7 @@ from pipeline.loader.batches import Batch, batch_of_columns, sample_of
 from pipeline.loader.clip_windows import ClipWindows
 from pipeline.loader.opening import open_published, require_codec, shards_of_split
 from pipeline.loader.row_groups import Reading, RowGroups
+from pipeline.where import Where
 
 IntArray = NDArray[np.int64]
 
@@ -36,7 +37,8 @@ class TokenDataset(Dataset[Batch]):
         columns: to read and to give, everything else stays unread; None: all there are.
         codec: what the tokens have to mean, such as another dataset's `codec`; None: not compared.
         windows_per_sample: windows of a clip that make one sample, consecutive in order of `start_frame`. Samples do
-            not overlap; windows left over at a clip's end are left out (`num_left_out`).
+            not overlap, nor reach over windows that the export's filter left out; windows left over at a clip's end
+            are in none (`num_left_out`).
         reading: bounds and checks.
 
     Raises:
@@ -59,6 +61,8 @@ class TokenDataset(Dataset[Batch]):
         reading: Reading | None = None,
     ) -> None:
         reading = reading or Reading()
+        if isinstance(columns, str):
+            raise ConfigError(f"columns must be a list of names, found {columns!r}: write [{columns!r}]")
         self.folder, self.manifest = open_published(url, reading.storage_options)
         if codec is not None:
             require_codec(self.folder, self.manifest.contract, codec)
@@ -68,7 +72,7 @@ class TokenDataset(Dataset[Batch]):
         self._positions = shards_of_split(self.folder, self.manifest, "parquet", split)
         self.shards = tuple(self.manifest.shards["parquet"][position] for position in self._positions)
         self.row_groups = RowGroups(self.folder, self.shards, self.manifest.contract, columns, reading)
-        self._runs = self.clip_windows.runs(windows_per_sample) if windows_per_sample > 1 else None
+        self._runs = self._all_runs() if windows_per_sample > 1 else None
         if not len(self):
             raise ConfigError(
                 f"{self.folder}: no clip of split {split!r} has {windows_per_sample} windows: lower windows_per_sample"
@@ -116,8 +120,8 @@ class TokenDataset(Dataset[Batch]):
     @overload
     def __getitem__(self, index: int) -> Batch: ...
     @overload
-    def __getitem__(self, index: Sequence[int]) -> Batch: ...
-    def __getitem__(self, index: int | Sequence[int]) -> Batch:
+    def __getitem__(self, index: Sequence[int] | slice) -> Batch: ...
+    def __getitem__(self, index: int | Sequence[int] | slice) -> Batch:
         """Return a sample; or, of several indices, their batch: a BatchSampler with ``batch_size=None`` asks so.
 
         Raises:
@@ -125,7 +129,7 @@ class TokenDataset(Dataset[Batch]):
         """
         if isinstance(index, int | np.integer):
             return sample_of(self.batch([int(index)]), 0)
-        return self.batch(index)
+        return self.batch(range(*index.indices(len(self))) if isinstance(index, slice) else index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
         """Return samples one by one, each row group read once: what a DataLoader asks for."""
@@ -136,13 +140,14 @@ class TokenDataset(Dataset[Batch]):
         """Return samples as one batch.
 
         Raises:
-            IndexError: there is no such sample.
+            IndexError: there is no such sample, or none is asked for.
         """
         wanted = np.asarray(indices, np.int64).reshape(-1)
-        wanted = np.where(wanted < 0, wanted + len(self), wanted)
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
+        if not len(wanted):
+            raise IndexError("a batch has at least one sample, found no index")
+        if not -len(self) <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"samples are 0 to {len(self) - 1}, found {wanted.min()} to {wanted.max()}")
-        return self._batch_of_rows(self.rows_of(wanted))
+        return self._batch_of_rows(self.rows_of(np.where(wanted < 0, wanted + len(self), wanted)))
 
     def rows_of(self, indices: IntArray) -> IntArray:
         """Return the rows of samples, (n,) -> (n, windows_per_sample)."""
@@ -214,6 +219,14 @@ class TokenDataset(Dataset[Batch]):
             VerifyError: a shard is missing or altered.
         """
         self.row_groups.check()
+
+    def _all_runs(self) -> IntArray:
+        """Return the rows of every sample, (n, windows_per_sample)."""
+        clips, is_gap = self.clip_windows, None
+        if Where(self.manifest.export.get("where", "")).window_terms:
+            starts: IntArray = np.asarray(self.row_groups.gather(clips.rows, ["start_frame"])["start_frame"])
+            is_gap = np.diff(starts) > self.contract.corpus.window.stride  # no unfiltered clip steps further
+        return clips.runs(self.windows_per_sample, is_gap)
 
     def _batch_of_rows(self, rows: IntArray) -> Batch:
         columns = self.row_groups.gather(rows.reshape(-1))

@@ -177,7 +177,10 @@ class TokenFeatures:
             tensor: Tensor = batch[name]
             return tensor.to(device, non_blocking=True)
 
-        target, read = pair if pair is not None else 2 * (self.unpack(moved("this_bits")),)
+        if pair is None:
+            target = read = self.unpack(moved("this_bits"))
+        else:
+            target, read = (bits.to(device, non_blocking=True) for bits in pair)
         return TrainingTensors(
             prev=self.code_feature(self.unpack(moved("prev_bits"))),
             inputs=self.next_scale_features(read),

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from pipeline.config import Contract, canonical_json
 from pipeline.errors import ConfigError, VerifyError
 from pipeline.manifest import ShardFile
-from pipeline.schema import CONTRACT_KEY, array_columns
+from pipeline.schema import CONTRACT_KEY, RESERVED_COLUMNS, array_columns
 from pipeline.storage import Folder, StoredFile
 
 Check = Literal["auto", "size", "sha256"]
 IntArray = NDArray[np.int64]
 Column: TypeAlias = Any
-"""Values of one column: arrays of one shape and numbers as numpy, anything else as Arrow."""
+"""Values of one column: arrays of one shape and our own numbers as numpy; text, sound and carried values as Arrow."""
 
 FOOTER_BYTES = 64 << 10
 """Read from a shard's end at once; a longer footer takes a second request."""
@@ -45,18 +45,27 @@ class Reading:
         check: what is compared before the first row of a shard is read: its size, or its SHA-256 too, for which
             all of it is read once in each process. `auto`: the SHA-256 on local disks, the size elsewhere.
         storage_options: passed to fsspec.
+
+    Raises:
+        ConfigError: a bound is negative, or the check is unknown.
     """
 
     cache_bytes: int = 512 << 20
     check: Check = "auto"
     storage_options: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if self.cache_bytes < 0:
+            raise ConfigError(f"reading.cache_bytes must be 0 or more, found {self.cache_bytes}")
+        if self.check not in get_args(Check):
+            raise ConfigError(f"reading.check must be one of {', '.join(get_args(Check))}, found {self.check!r}")
+
 
 class RowGroups:
     """The row groups of chosen shards, one behind the other: built by `TokenDataset`, which keeps it for its life.
 
     Footers are read at once, so that missing and cut shards are found before training. It pickles without what it
-    holds of rows, and reads footers again where it is unpickled.
+    holds of rows, and reads footers again where it is unpickled; what was altered in between counts as unchecked.
 
     Args:
         folder: of the dataset.
@@ -109,12 +118,14 @@ class RowGroups:
         self._shapes = {array.name: (array.dtype, array.shape) for array in arrays}
 
     def __getstate__(self) -> dict[str, object]:
-        gone = ("_kept", "_kept_bytes", "_footers", "_files")
+        gone = ("_kept", "_kept_bytes", "_footers")
         return {name: value for name, value in self.__dict__.items() if name not in gone}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
+        known = self._files
         self._open()
+        self._checked = {position for position in self._checked if self._files[position] == known[position]}
 
     @property
     def num_rows(self) -> int:
@@ -202,6 +213,8 @@ class RowGroups:
         found = {number: self._kept.get(number, {}) for number in numbers}
         lacking = {number: missing for number, kept in found.items() if (missing := _missing(kept, names))}
         with ThreadPoolExecutor(READ_THREADS) as pool:
+            shards = sorted({int(self._shard_of[number]) for number in lacking})
+            list(pool.map(self._check_again, shards))  # each once: a shard of several row groups is read as a whole
             read = pool.map(self._read, lacking.keys(), lacking.values())
             return {
                 **found,
@@ -221,12 +234,14 @@ class RowGroups:
         self._check_again(position)
         try:
             pieces = [
-                (start, self._folder.read_range(shard.path, start, stop))
+                (start, self._folder.read_range_of(self._files[position], start, stop))
                 for start, stop in self._ranges(footer, group, names)
             ]
             file = pq.ParquetFile(pa.PythonFile(_Pieces(pieces, shard.bytes), "r"), metadata=footer)
             table = file.read_row_group(group, columns=list(names), use_threads=False)
         except FileNotFoundError as error:
+            if self._folder.exists(shard.path):
+                raise self._altered(shard, "it was replaced after it was opened") from error
             raise self._gone(shard) from error
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._altered(shard, f"row group {group} cannot be read ({error})") from error
@@ -242,7 +257,7 @@ class RowGroups:
             first = array.offset * kind.byte_width
             data = np.frombuffer(array.buffers()[1], np.uint8)[first : first + len(array) * kind.byte_width]
             return data.view(np.dtype(dtype)).reshape(len(array), *shape)
-        if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not array.null_count:
+        if pa.types.is_integer(kind) and name in RESERVED_COLUMNS:  # others may lack a value in some row groups only
             numbers: NDArray[np.generic] = array.to_numpy(zero_copy_only=False)
             return numbers
         return array
@@ -260,7 +275,7 @@ class RowGroups:
                 ranges.append((start, stop))
         return ranges
 
-    def _footer(self, shard: ShardFile) -> tuple[pq.FileMetaData, StoredFile | None]:
+    def _footer(self, shard: ShardFile) -> tuple[pq.FileMetaData, StoredFile]:
         """Read a shard's end, hold it against dataset.json, and return it with size and version of the file."""
         file = self._folder.stat(shard.path)
         if file is None:
@@ -293,9 +308,9 @@ class RowGroups:
         shard = self._shards[position]
         if self._is_local and self._folder.stat(shard.path) != self._files[position]:
             self._checked.discard(position)
-            self._footer(shard)
+            _, file = self._footer(shard)
             self._check_content(position)
-            self._files[position] = self._folder.stat(shard.path)
+            self._files[position] = file  # only now: what failed is compared again each time
         elif self._reading.check == "sha256" or (self._reading.check == "auto" and self._is_local):
             self._check_content(position)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from pipeline.loader.batches import Batch, merged
 from pipeline.loader.dataset import TokenDataset
 from pipeline.loader.opening import require_codec
 from pipeline.loader.order import DatasetOrder, Even, Mixture, Steps
+from pipeline.schema import AUDIO_ARRAYS
 
 IntArray = NDArray[np.int64]
 State = dict[str, Any]
@@ -51,11 +52,20 @@ class Ranks:
         num_ranks: of the trainer.
         even: `drop` leaves them out, `pad` fills the step from the epoch's beginning, `exact` gives each of them once:
             then the last batches are smaller, and some ranks may have one batch fewer.
+
+    Raises:
+        ConfigError: there is no such rank or choice.
     """
 
     rank: int = 0
     num_ranks: int = 1
     even: Even = "drop"
+
+    def __post_init__(self) -> None:
+        if self.even not in get_args(Even):
+            raise ConfigError(f"even must be one of {', '.join(get_args(Even))}, found {self.even!r}")
+        if not 0 <= self.rank < self.num_ranks:
+            raise ConfigError(f"rank must be 0 to num_ranks - 1, found {self.rank} of {self.num_ranks}")
 
 
 class TokenStream(IterableDataset[Batch]):
@@ -69,7 +79,8 @@ class TokenStream(IterableDataset[Batch]):
     prefetched and not trained on do not count.
 
     Args:
-        datasets: one, or several to mix; of one codec, with equal columns and windows a sample.
+        datasets: one, or several to mix; of one codec, with equal columns, windows a sample and, where columns hold
+            audio, its rate.
         batch_size: samples of a rank at a step.
         weights: shares of several datasets; None: by their sizes.
         shuffle: the order.
@@ -78,8 +89,8 @@ class TokenStream(IterableDataset[Batch]):
             window of their clip.
 
     Raises:
-        ConfigError: a number is out of range, weights do not fit, datasets have other columns, or the row groups that
-            are shuffled together do not fit the cache.
+        ConfigError: a number is out of range, weights do not fit, datasets have other columns or audio of another rate,
+            or the row groups that are shuffled together do not fit the cache.
         ContractMismatchError: the datasets are of different codecs.
     """
 
@@ -97,7 +108,7 @@ class TokenStream(IterableDataset[Batch]):
         self.batch_size, self.has_style = batch_size, has_style
         self.shuffle, self.ranks = shuffle or Shuffle(), ranks or Ranks()
         _require_equal(self.datasets)
-        self.weights = [float(len(dataset)) for dataset in self.datasets] if weights is None else list(weights)
+        self.weights = [float(weight) for weight in (map(len, self.datasets) if weights is None else weights)]
         if len(self.weights) != len(self.datasets):
             raise ConfigError(f"wanted {len(self.datasets)} weights, one a dataset, found {len(self.weights)}")
         seed = self.shuffle.seed
@@ -150,7 +161,14 @@ class TokenStream(IterableDataset[Batch]):
     def _reach(self, epoch: int, steps: Steps, step: int, stride: int) -> None:
         """Note that this process has made the batch of a step, and which one it makes next."""
         self._reached = self._after(epoch, steps, step)
-        self._pass = {"epoch": epoch, "start": steps.start, "step": step + stride, "workers": stride}
+        self._pass = {
+            "epoch": epoch,
+            "start": steps.start,
+            "step": step + stride,
+            "workers": stride,
+            "step_samples": steps.step_samples,
+            "num_steps": steps.num_steps,
+        }
 
     def _batches(self, epoch: int, steps: Steps, first: int, stride: int) -> Iterator[Batch]:
         for step in range(first, steps.num_batches(self.ranks.rank), stride):
@@ -188,6 +206,10 @@ class TokenStream(IterableDataset[Batch]):
         missing = [name for name in ("epoch", "position", "order") if name not in state]
         if missing:
             raise StreamStateError(f"wanted the state of a TokenStream, found one without {', '.join(missing)}")
+        if not isinstance(state["order"], str):
+            raise StreamStateError(
+                "the state is a batch of states: give the DataLoader batch_size=None, since the stream makes batches"
+            )
         if state["order"] != self._order_id:
             raise StreamStateError(
                 f"the state is of another order ({state['order']}, here {self._order_id}): datasets, split, weights,"
@@ -267,8 +289,6 @@ class TokenStream(IterableDataset[Batch]):
                 "batch_size and samples_per_epoch must be 1 or more, shuffle.groups 0 or more; found"
                 f" {self.batch_size}, {self.num_samples} and {shuffle.groups}"
             )
-        if not 0 <= ranks.rank < ranks.num_ranks:
-            raise ConfigError(f"rank must be 0 to {ranks.num_ranks - 1}, found {ranks.rank}")
         step = self.batch_size * ranks.num_ranks
         if ranks.even == "drop" and step > self.num_samples:
             raise ConfigError(
@@ -305,7 +325,22 @@ def stream_state(loader_state: Mapping[str, Any]) -> State:
             "wanted the state of a StatefulDataLoader over a TokenStream, found none of a stream in it"
         )
     furthest = max(found, key=lambda state: (state["epoch"], state["position"]))
-    return {name: furthest[name] for name in ("epoch", "position", "order")}
+    reached = {name: furthest[name] for name in ("epoch", "position", "order")}
+    num_later = loader_state.get("_steps_since_snapshot", 0)
+    return reached if not num_later else {**reached, **_later([state["pass"] for state in found], num_later)}
+
+
+def _later(passes: Sequence[State], num_steps: int) -> State:
+    """Return epoch and position so many steps behind what workers had made when they were asked last.
+
+    A StatefulDataLoader with `snapshot_every_n_steps` above 1 asks them now and then, and counts in between.
+    """
+    epoch = max(own["epoch"] for own in passes)
+    last = max((own for own in passes if own["epoch"] == epoch), key=lambda own: int(own["step"]))
+    step = last["step"] - last["workers"] + num_steps
+    if step + 1 >= last["num_steps"]:
+        return {"epoch": epoch + 1, "position": 0}
+    return {"epoch": epoch, "position": last["start"] + (step + 1) * last["step_samples"]}
 
 
 def _states_in(tree: object) -> Iterator[State]:
@@ -329,3 +364,18 @@ def _require_equal(datasets: Sequence[TokenDataset]) -> None:
                 f" {first.columns} and {first.windows_per_sample}, {other.folder} {other.columns} and"
                 f" {other.windows_per_sample}; choose with columns=.."
             )
+        rates = [_audio_rate(dataset) for dataset in (first, other)]
+        if rates[0] != rates[1]:
+            raise ConfigError(
+                f"datasets in one stream need audio of one rate: {first.folder} has {rates[0]}, {other.folder}"
+                f" {rates[1]} (input.audio.rate_hz). Choose columns without audio with columns=.., or tokenize one"
+                " again with audio of the other's rate"
+            )
+
+
+def _audio_rate(dataset: TokenDataset) -> str:
+    """Return the samples a second of the audio that a dataset gives, in words; "" where it gives none."""
+    audio = dataset.contract.corpus.audio
+    if audio is None or not any(name in dataset.columns for name in AUDIO_ARRAYS):
+        return ""
+    return f"{audio.rate_hz:,} Hz" if audio.rate_hz else "the files' own rates"

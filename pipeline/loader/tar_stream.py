@@ -20,21 +20,25 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from pipeline.config import CodecSpec, hash64
 from pipeline.errors import ConfigError, StreamStateError, VerifyError
 from pipeline.export.layout import shuffled_order
-from pipeline.loader.batches import Batch, collate, sound_of_bytes
+from pipeline.loader.batches import Batch, collate, is_per_window, sound_of_bytes
 from pipeline.loader.opening import open_published, require_codec, shards_of_split
 from pipeline.loader.stream import Ranks, shared_numbers
 from pipeline.manifest import ShardFile
-from pipeline.schema import AUDIO_ARRAYS, array_columns
+from pipeline.schema import AUDIO_ARRAYS, WINDOW_NUMBERS, array_columns
 
 BUFFER_SAMPLES = 4096
 """Samples among which the next one is drawn, in each process."""
+
+_Windows = Sequence[Batch]
+"""The windows of a sample, each by itself."""
 
 
 class TarStream(IterableDataset[Batch]):
     """Batches of the WebDataset shards of a token dataset, with the names of a `TokenStream`'s.
 
     A trainer builds one a rank. Seed and epoch give the order of shards; ranks and workers take strides of it, and draw
-    samples from a buffer. So ranks have as many batches as their shards fill, and the state is the epoch alone.
+    samples from a buffer. So ranks have as many batches as their shards fill, a worker for which no shard is left has
+    none, and the state is the epoch alone.
 
     Args:
         url: folder of the dataset, or ``DATASET/versions/VERSION.json``.
@@ -43,15 +47,16 @@ class TarStream(IterableDataset[Batch]):
         seed: of the order.
         ranks: this rank of how many; `even` does not count here.
         codec: what the tokens have to mean; None: not compared.
+        storage_options: passed to fsspec.
 
     Raises:
         InputNotFoundError: there is no dataset, or no such split.
         OutputMismatchError: it is staged, without WebDataset shards, or dataset.json is not one of ours.
         ContractMismatchError: it is of another codec.
-        ConfigError: there are fewer shards than ranks.
+        ConfigError: there are fewer shards than ranks, or batch_size is below 1.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - those of a TokenDataset and a TokenStream, which this is in one
         self,
         url: str,
         split: str | None = "train",
@@ -60,8 +65,11 @@ class TarStream(IterableDataset[Batch]):
         seed: int = 0,
         ranks: Ranks | None = None,
         codec: CodecSpec | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder, self.manifest = open_published(url)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be 1 or more, found {batch_size}")
+        self.folder, self.manifest = open_published(url, storage_options)
         if codec is not None:
             require_codec(self.folder, self.manifest.contract, codec)
         shards = self.manifest.shards
@@ -92,6 +100,11 @@ class TarStream(IterableDataset[Batch]):
         Raises:
             StreamStateError: it is no such state.
         """
+        if "order" in state:
+            raise StreamStateError(
+                "wanted the state of a TarStream, found that of a TokenStream, which stands inside an epoch: give it to"
+                " a TokenStream over the same datasets, or call set_epoch"
+            )
         if "epoch" not in state:
             raise StreamStateError("wanted the state of a TarStream, found one without epoch")
         self.set_epoch(int(state["epoch"]))
@@ -107,10 +120,10 @@ class TarStream(IterableDataset[Batch]):
             lambda: self._opened(order),
             tar_file_expander,
             group_by_keys,
-            webdataset.shuffle(BUFFER_SAMPLES, rng=random.Random(hash64(f"buffer\0{reader}\0{key}"))),
             webdataset.decode(),
-            webdataset.map(self._sample),
-            webdataset.batched(self._batch_size, collation_fn=_batch),
+            self._samples,
+            webdataset.shuffle(BUFFER_SAMPLES, rng=random.Random(hash64(f"buffer\0{reader}\0{key}"))),
+            webdataset.batched(self._batch_size, collation_fn=self._batch),
         )
         yield from samples
 
@@ -128,20 +141,55 @@ class TarStream(IterableDataset[Batch]):
             raise VerifyError(f"{place} is not what dataset.json names, its SHA-256 is another: {step}")
         return data
 
-    def _sample(self, members: Mapping[str, Any]) -> Batch:
-        sample: Batch = {}
+    def _samples(self, stored: Iterable[Mapping[str, Any]]) -> Iterator[_Windows]:
+        """Yield the windows of the samples that tars hold, one by one."""
+        for members in stored:
+            yield from ([window] for window in self._windows(members))
+
+    def _windows(self, members: Mapping[str, Any]) -> list[Batch]:
+        fields = members["json"]
+        is_grouped = isinstance(fields["start_frame"], list)
+        windows: list[Batch] = [{} for _ in range(len(fields["start_frame"]) if is_grouped else 1)]
         for member, value in members.items():
+            name, _, number = member.removesuffix(".npy").removesuffix(".flac").partition(".")
             if member in self._names:
-                sample[self._names[member]] = torch.from_numpy(np.ascontiguousarray(value))
-            elif member.partition(".")[0] in AUDIO_ARRAYS:
+                for window, array in zip(windows, value if is_grouped else [value], strict=True):
+                    window[self._names[member]] = torch.from_numpy(np.ascontiguousarray(array))
+            elif name in AUDIO_ARRAYS:
                 sound = sound_of_bytes(value, True) if member.endswith(".flac") else torch.from_numpy(value)
-                sample[member.partition(".")[0]] = sound
-            elif member == "json":
-                sample.update(value)
-        return sample
+                windows[int(number or 0)][name] = sound
+        for place, window in enumerate(windows):
+            for name, value in fields.items():
+                window[name] = value[place] if is_grouped and name in WINDOW_NUMBERS else value
+        return windows
+
+    def _batch(self, samples: Sequence[_Windows]) -> Batch:
+        return collate([window for windows in samples for window in windows])
 
 
-def _batch(samples: Sequence[Batch]) -> Batch:
-    batch = collate(samples)
-    del batch["__key__"]  # the library's
-    return batch
+class TarSampleStream(TarStream):
+    """Batches of samples as the tars of a dataset hold them: `export.windows_per_sample` windows each.
+
+    Built as a `TarStream` is, with which it shares all else. Batches have the shapes of those of a `TokenDataset` with
+    as many windows a sample. Samples with fewer windows, at the end of a clip or shard, are left out.
+    """
+
+    @property
+    def windows_per_sample(self) -> int:
+        """Windows of a clip that make a sample."""
+        return int(self.manifest.export.get("windows_per_sample", 1))
+
+    def _samples(self, stored: Iterable[Mapping[str, Any]]) -> Iterator[_Windows]:
+        for members in stored:
+            windows = self._windows(members)
+            if len(windows) == self.windows_per_sample:
+                yield windows
+
+    def _batch(self, samples: Sequence[_Windows]) -> Batch:
+        batch, size = super()._batch(samples), self.windows_per_sample
+        if size == 1:
+            return batch
+        return {
+            name: value.reshape(-1, size, *value.shape[1:]) if is_per_window(name, value) else value[::size]
+            for name, value in batch.items()
+        }

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.audio import ClipAudio, seconds_beyond_motion
-from pipeline.carried import as_kind
+from pipeline.carried import as_kind, kind_of_value
 from pipeline.config import AudioRule, CarriedColumn, CodecSpec, CorpusSpec
 from pipeline.quarantine import ClipError, ClipProblem, DropReason
 from pipeline.sources.sizes import growth_fault
@@ -207,7 +207,8 @@ def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> Prepared
     except ClipError as error:
         clip_id = printable(raw.clip_id)[:MAX_CLIP_ID_CHARS]
         return ClipProblem(clip_id, raw.source, raw.where, error.reason, short(error.detail))
-    return PreparedClip(raw.clip_id, raw.source, raw.where, motion, motion_digest(motion), carried, audio)
+    digest = content_digest(motion, audio)
+    return PreparedClip(raw.clip_id, raw.source, raw.where, motion, digest, carried, audio)
 
 
 def clip_to_measure(raw: RawClip, corpus: CorpusSpec, fps: float | None) -> MeasurableClip | ClipProblem:
@@ -253,6 +254,20 @@ def resample(motion: npt.NDArray[Any], fps_in: float, fps_out: float) -> npt.NDA
     start = motion[left].astype(np.float64)
     step = motion[right].astype(np.float64) - start
     return np.ascontiguousarray(start + step * (positions - left)[:, None], dtype=np.float32)
+
+
+def content_digest(motion: npt.NDArray[np.float32], audio: ClipAudio | None) -> str:
+    """Return the digest of (frames, dims), and of the audio too where that is carried: else motion alone counts.
+
+    Audio that is only referenced counts by its path, rate and length.
+    """
+    of_motion = motion_digest(motion)
+    if audio is None:
+        return of_motion
+    digest = hashlib.sha256(f"{of_motion}\0{audio.rate_hz}\0{audio.num_samples}\0{audio.path}\0".encode())
+    if audio.samples is not None:
+        digest.update(np.ascontiguousarray(audio.samples, dtype="<i2").data)
+    return digest.hexdigest()[:32]
 
 
 def motion_digest(motion: npt.NDArray[np.float32]) -> str:
@@ -336,7 +351,9 @@ def _carried(raw: RawClip, column: CarriedColumn) -> Any:
     try:
         return as_kind(value, column.kind)
     except ValueError as error:
-        raise ClipError(DropReason.WRONG_DTYPE, f"carried field {column.name!r}: {error}") from error
+        kind = kind_of_value(value)
+        advice = f"; input.carry={column.name}:{kind} would keep it" if kind not in (None, column.kind) else ""
+        raise ClipError(DropReason.WRONG_DTYPE, f"carried field {column.name!r}: {error}{advice}") from error
 
 
 def _checked_audio(raw: RawClip, fps: float, rule: AudioRule | None) -> ClipAudio | None:

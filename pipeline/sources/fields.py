@@ -9,7 +9,7 @@ import difflib
 import io
 import itertools
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.audio import require_soundfile
-from pipeline.carried import kind_of_type, kind_of_value
+from pipeline.carried import fields_to_carry, kind_of_type, kind_of_value
 from pipeline.errors import ConfigError
 from pipeline.job_config import InputConfig
 from pipeline.quarantine import ClipError
@@ -52,17 +52,19 @@ def carried_kinds(roots: Sequence[InputRoot], config: InputConfig) -> dict[str, 
     """Return the kind of each field that `input.carry` names, as the first files that have it say.
 
     Whole numbers in one file and others in the next make floating numbers. A field of which no value was met is text.
+    A kind that `input.carry` names stands, whatever the files say.
 
     Raises:
-        ConfigError: an input has no file with such a field, or with that of `input.audio`; no column can carry it; or
-            sound cannot be read here.
+        ConfigError: an input has no file with such a field, or with that of `input.audio`; no column can carry it; its
+            kind is unknown; or sound cannot be read here.
         StorageError: storage does not answer.
     """
-    kinds: dict[str, set[str | None]] = {name: set() for name in config.carry}
+    wanted = fields_to_carry(config.carry)
+    kinds: dict[str, set[str | None]] = {name: set() for name in wanted}
     sounds: set[str | None] = set()
-    for root in roots if config.carry or config.audio.field else ():
-        seen = _look(root, config)
-        for name in config.carry:
+    for root in roots if wanted or config.audio.field else ():
+        seen = _look(root, config, wanted)
+        for name in wanted:
             if name not in seen:
                 raise _unknown(root, "input.carry", name, seen)
             kinds[name] |= seen[name]
@@ -74,7 +76,7 @@ def carried_kinds(roots: Sequence[InputRoot], config: InputConfig) -> dict[str, 
     is_plain = all(str(kind).startswith("list") for kind in sounds) and config.audio.mode == "cut"
     if sounds and not (is_plain and config.audio.encoding == "int16"):
         require_soundfile("input.audio, unless it is arrays that are kept as int16,")
-    return {name: _widest(name, found) for name, found in kinds.items()}
+    return {name: wanted[name] or _widest(name, found) for name, found in kinds.items()}
 
 
 def fields_of(folder: Folder, path: str, file_format: str) -> Fields:
@@ -100,7 +102,7 @@ def fields_of(folder: Folder, path: str, file_format: str) -> Fields:
     return found
 
 
-def _look(root: InputRoot, config: InputConfig) -> dict[str, set[str | None]]:
+def _look(root: InputRoot, config: InputConfig, wanted: Collection[str]) -> dict[str, set[str | None]]:
     """Return the fields that files of an input have, until each wanted one was met."""
     seen: dict[str, set[str | None]] = {}
     files = sorted(file.path for file in root.files)[:MAX_FILES]
@@ -114,7 +116,7 @@ def _look(root: InputRoot, config: InputConfig) -> dict[str, set[str | None]]:
                 for name, kind in fields.items():
                     seen.setdefault(name, set()).add(kind)
             has_sound = config.audio.field is None or _sound_kinds(seen, config.audio.field)
-            if has_sound and all(name in seen for name in config.carry):
+            if has_sound and all(name in seen for name in wanted):
                 break
     return seen
 
@@ -131,7 +133,10 @@ def _widest(name: str, found: set[str | None]) -> CarriedKind:
             return fit
     if UNFIT in kinds:
         raise ConfigError(f"input.carry: {name!r} is no text, number, truth value or list of numbers: leave it out")
-    raise ConfigError(f"input.carry: {name!r} is of several kinds ({', '.join(sorted(kinds))}): make it one")
+    raise ConfigError(
+        f"input.carry: {name!r} is of several kinds ({', '.join(sorted(kinds))}): make it one, or name the one"
+        f" to keep, such as {name}:string"
+    )
 
 
 _WIDER: tuple[tuple[CarriedKind, set[str]], ...] = (

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.audio import ClipAudio, decode_sound, mono_samples, sound_length
+from pipeline.audio import ClipAudio, decode_sound, mono_samples, rate_fault, sound_length
 from pipeline.config import AudioRule
 from pipeline.quarantine import ClipError, DropReason
 from pipeline.sources.clip import Part, printable, qualified
@@ -48,6 +48,9 @@ class StoredAudio:
         if rule.rate_hz is not None and audio.rate_hz != rule.rate_hz:
             detail = f"wanted {rule.rate_hz} samples a second, found {audio.rate_hz}"
             raise ClipError(DropReason.AUDIO_RATE, detail)
+        fault = rate_fault(audio.rate_hz, is_for_flac=rule.mode == "cut" and rule.encoding == "flac")
+        if fault:
+            raise ClipError(DropReason.AUDIO_RATE, fault)
         return audio
 
     def _read(self, value: Any, rate_hz: int | None) -> ClipAudio:
@@ -95,9 +98,9 @@ def _unwrapped(value: Any, rule: AudioRule) -> tuple[Any, int | None]:
     rate_hz = rule.rate_hz
     if isinstance(value, Mapping):
         stored = value.get("sampling_rate")
-        if isinstance(stored, int) and stored > 0:
-            rate_hz = stored
-        names = ("path",) if rule.mode == "reference" else ("array", "bytes", "path")
+        if isinstance(stored, int | float) and stored > 0 and float(stored).is_integer():
+            rate_hz = int(stored)
+        names = ("path", "array", "bytes") if rule.mode == "reference" else ("array", "bytes", "path")
         value = next((value[name] for name in names if value.get(name) is not None), None)
     if isinstance(value, list):
         value = _array_of(value)

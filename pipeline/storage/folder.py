@@ -115,6 +115,20 @@ class Folder:
             return b""
         return self._retry(lambda at: self._files.read_range(at, start, stop), "read", path)
 
+    def read_range_of(self, file: StoredFile, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop) of a file as `stat` found it.
+
+        On S3 the server compares its etag, in the same request. Elsewhere nobody compares: ask `stat` again.
+
+        Raises:
+            FileNotFoundError: there is none, or another one by now.
+            StorageError: storage does not answer.
+        """
+        files = self._files
+        if isinstance(files, LocalFiles):
+            return self.read_range(file.path, start, stop)
+        return self._retry(lambda at: files.read_range_of(at, file.version, start, stop), "read", file.path)
+
     def open(self, path: str) -> BinaryIO:
         """Return a seekable reader; remote files are read in ranges through a block buffer, with retries.
 

@@ -128,6 +128,29 @@ def test_export_takes_and_leaves_out_listed_clips(command, dataset, tmp_path):
     assert (outcome.code, "none.txt" in outcome.text) == (2, True)
 
 
+def notes_of(output):
+    (record,) = (output / "runs").glob("*/run.json")
+    return json.loads(record.read_text())
+
+
+def test_ids_that_no_clip_has_are_told(command, dataset, motion, tiny_codec, tmp_path):
+    (tmp_path / "ids.txt").write_text("clip00\nclip01\n" + "".join(f"x{n}\n" for n in range(7)))
+    (tmp_path / "bad.txt").write_text("clip01\n[y]\n")
+    lists = ("--clips", tmp_path / "ids.txt", "--exclude", tmp_path / "bad.txt", "--local")
+    outcome = command("export", dataset, tmp_path / "o", *lists)
+    assert outcome.code == 0, outcome.text
+    assert "export.clips names 8 ids that no clip has: [y], x0, x1, x2, x3, ..;" in outcome.text
+    first = ["[y]", "x0", "x1", "x2", "x3"]
+    assert notes_of(tmp_path / "o")["unknown_ids"] == {"export.clips": {"count": 8, "first": first}}
+    outcome = command("tokenize", motion, tmp_path / "t", "-c", tiny_codec, *lists)
+    assert outcome.code == 0, outcome.text
+    first = [f"x{n}" for n in range(5)]
+    assert notes_of(tmp_path / "t")["unknown_ids"] == {"input.clips": {"count": 7, "first": first}}
+    (tmp_path / "ids.txt").write_text("x\n")
+    outcome = command("export", dataset, tmp_path / "p", *lists)
+    assert (outcome.code, "no clip is left" in outcome.text) == (1, True), outcome.text
+
+
 def test_export_of_lists_in_place_wants_them_again(command, dataset, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)

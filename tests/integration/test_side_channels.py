@@ -252,6 +252,22 @@ def test_bytes_do_not_depend_on_ray_or_place(command, corpus, dataset, tiny_code
     assert tools.tree_of(output) == tools.tree_of(dataset)
 
 
+def test_bad_sound_gives_the_same_bytes_in_every_run(command, tools, tiny_codec, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, sound in (("a", sound_of("a", 20)), ("b", np.frombuffer(b"no sound", np.uint8))):
+        voice = np.frombuffer(flac_bytes(sound), np.uint8) if name == "a" else sound
+        data = tools.npz_bytes(motion=tools.tiny_motion(1, 20), fps=25, voice=voice)
+        (tmp_path / "in" / f"{name}.npz").write_bytes(data)
+    for name in ("one", "two"):
+        done = command(
+            "tokenize", tmp_path / "in", tmp_path / name, "-c", tiny_codec, "--local", *sets("input.audio.field=voice")
+        )
+        assert done.code == 0, done.text
+    assert tools.tree_of(tmp_path / "one") == tools.tree_of(tmp_path / "two")
+    (dropped,) = pq.read_table(tmp_path / "one" / "quarantine.parquet").to_pylist()
+    assert dropped["detail"] == "audio: no wav or flac: Format not recognised."
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
@@ -259,12 +275,54 @@ def test_bytes_do_not_depend_on_ray_or_place(command, corpus, dataset, tiny_code
         ("input.audio.field=vioce", "did you mean 'voice'?"),
         ("input.carry=voice", "leave it out"),
         ("input.carry=clip_id", "rename it"),
+        ("input.carry=take:int32", "there are string, bool, int64"),
     ],
 )
 def test_fields_that_are_not_there_are_refused_before_any_work(command, corpus, tiny_codec, tmp_path, setting, words):
     done = command("tokenize", corpus, tmp_path / "tokens", "-c", tiny_codec, "--local", *sets(setting))
     assert (done.code, words in done.text) == (2, True), done.text
     assert not (tmp_path / "tokens").exists()
+
+
+def test_a_typed_field_keeps_values_that_come_late(command, tools, tiny_codec, tmp_path):
+    (tmp_path / "in").mkdir()
+    for n in range(12):
+        score = [None] if n < 11 else [0.5]
+        rows = {"clip_id": [f"c{n:02}"], "motion": [tools.tiny_motion(n, 9).tolist()], "fps": [25.0]}
+        column = pa.array(score, pa.null() if n < 11 else pa.float64())
+        pq.write_table(pa.table({**rows, "score": column}), tmp_path / "in" / f"{n:02}.parquet")
+    plain, typed = tmp_path / "plain", tmp_path / "typed"
+    for output, carry in ((plain, "score"), (typed, "score:float64")):
+        done = command("tokenize", tmp_path / "in", output, "-c", tiny_codec, "--local", *sets(f"input.carry={carry}"))
+        assert done.code == 0, done.text
+    (dropped,) = pq.read_table(plain / "quarantine.parquet").to_pylist()
+    assert "wanted string, found float '0.5'; input.carry=score:float64 would keep it" in dropped["detail"]
+    assert not pq.read_table(typed / "quarantine.parquet").num_rows
+    shards = [pq.read_table(shard) for shard in typed.glob("parquet/*/*.parquet")]
+    assert {score for shard in shards for score in shard["score"].to_pylist()} == {None, 0.5}
+
+
+def test_clips_of_equal_motion_and_other_audio_are_told_apart(command, tools, tiny_codec, tmp_path):
+    (tmp_path / "in").mkdir()
+    motion = tools.tiny_motion(1, 20)
+    fields = {"motion": motion, "fps": 25, "clip_id": "twice"}
+    for name, sound in (("a", "one"), ("b", "other"), ("c", "one")):
+        data = tools.npz_bytes(**fields, voice=sound_of(sound, 20))
+        (tmp_path / "in" / f"{name}.npz").write_bytes(data)
+    (tmp_path / "in" / "d.npz").write_bytes(
+        tools.npz_bytes(motion=motion, fps=25, clip_id="once", voice=sound_of("d", 20))
+    )
+    audio = ("input.audio.field=voice", f"input.audio.rate_hz={RATE_HZ}")
+    counts = {}
+    for name, settings in {"with": audio, "without": (), "suffix": (*audio, "input.duplicate_ids=suffix")}.items():
+        done = command("tokenize", tmp_path / "in", tmp_path / name, "-c", tiny_codec, "--local", *sets(*settings))
+        assert done.code == 0, done.text
+        dropped = pq.read_table(tmp_path / name / "quarantine.parquet").to_pylist()
+        counts[name] = sorted((row["source"], row["detail"].partition(" in ")[0]) for row in dropped)
+    same, other = "same id and motion with audio as", "same id, other motion with audio"
+    assert counts["with"] == [("a.npz", other), ("b.npz", other), ("c.npz", same)]
+    assert counts["without"] == [("b.npz", "same id and motion as"), ("c.npz", "same id and motion as")]
+    assert counts["suffix"] == [("c.npz", same)]
 
 
 def test_resampled_motion_stays_with_its_audio(command, tools, tiny_codec, tmp_path):
@@ -405,6 +463,32 @@ def test_lmdb_is_continued_unit_by_unit_and_sees_a_changed_file(command, later_s
     assert command(*words, *settings).code == 0
     assert "data#take/000" not in {row["clip_id"] for row in token_rows(output)}
     assert len({row["clip_id"] for row in token_rows(output)}) == 5
+
+
+def test_a_damaged_lmdb_is_a_named_drop_and_stops_nothing_else(
+    command, later_set, codec_108, tmp_path, tools, ray_local
+):
+    """A page of the tree is overwritten: planning and reading follow it, in the driver and in workers."""
+    folder, clips = later_set
+    whole = (folder / "data_lmdb" / "data.mdb").read_bytes()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "good.lmdb").write_bytes(whole)
+    leaves = [page for page in range(2, len(whole) // 4096) if whole[page * 4096 + 10] == 2]
+    damaged = bytearray(whole)
+    for page in leaves:
+        damaged[page * 4096 + 10 : (page + 1) * 4096] = bytes(4096 - 10)
+    (tmp_path / "in" / "bad.lmdb").write_bytes(damaged)
+    settings = sets("input.fps=25", "input.columns=0:104,106:108,109:111", "units.bytes=30000")
+    for name, options in (("local", ["--local"]), ("ray", [])):
+        done = command("tokenize", tmp_path / "in", tmp_path / name, "-c", codec_108, *options, *settings)
+        assert done.code == 0, done.text
+        assert command("verify", tmp_path / name).code == 0
+    assert tools.tree_of(tmp_path / "local") == tools.tree_of(tmp_path / "ray")
+    assert {row["clip_id"] for row in token_rows(tmp_path / "ray")} == {f"good#{key}" for key in clips}
+    dropped = pq.read_table(tmp_path / "ray" / "quarantine.parquet").to_pylist()
+    assert {(row["source"], row["clip_id"]) for row in dropped} == {("bad.lmdb", "bad"), ("good.lmdb", "good#zz")}
+    (bad,) = [row for row in dropped if row["source"] == "bad.lmdb"]
+    assert (bad["reason"], "restore it" in bad["detail"], "page" in bad["detail"]) == ("unreadable", True, True)
 
 
 def test_inspect_looks_into_lmdb(command, later_set):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.carried import as_kind, kind_of_type, kind_of_value
+from pipeline.carried import MAX_VALUE_BYTES, as_kind, fields_to_carry, kind_of_type, kind_of_value
+from pipeline.errors import ConfigError
 from pipeline.schema import CARRIED_TYPES
 
 NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1) | st.floats()
@@ -25,6 +26,10 @@ def test_as_kind_gives_what_both_formats_keep(value, kind):
     assert pa.array([held], CARRIED_TYPES[kind]).to_pylist() == [held]
     assert json.loads(json.dumps(held, allow_nan=False)) == held
     assert as_kind(held, kind) == held
+
+
+def test_as_kind_holds_the_largest_value():
+    assert as_kind([0.5] * (MAX_VALUE_BYTES // 8), "list<float64>") == [0.5] * (MAX_VALUE_BYTES // 8)
 
 
 @given(VALUES)
@@ -70,6 +75,8 @@ def test_as_kind_converts(value, kind, wanted):
         ([1.5], "list<int64>"),
         (1, "list<int64>"),
         (b"a", "string"),
+        ("x" * (MAX_VALUE_BYTES + 1), "string"),
+        ([0.5] * (MAX_VALUE_BYTES // 8 + 1), "list<float64>"),
     ],
 )
 def test_as_kind_refuses(value, kind):
@@ -101,3 +108,27 @@ def test_kind_of_value_knows_lists():
     assert kind_of_value([]) == "list<float64>"
     assert kind_of_value(["a"]) is None
     assert kind_of_value({"a": 1}) is None
+
+
+def test_fields_to_carry_takes_names_with_and_without_a_kind():
+    assert fields_to_carry(["score:float64", "speaker", "mood : list<int64>"]) == {
+        "score": "float64",
+        "speaker": None,
+        "mood": "list<int64>",
+    }
+    assert fields_to_carry([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        (["score:float"], "'score:float' asks for the kind 'float'; there are string, bool, int64, float64, list"),
+        (["score:"], "asks for the kind ''"),
+        ([":int64"], "twice or empty: ''"),
+        (["score", "score:int64"], "twice or empty: 'score'"),
+    ],
+)
+def test_fields_to_carry_refuses_unknown_kinds_and_names_that_stand_twice(items, words):
+    with pytest.raises(ConfigError, match=r"input\.carry") as refused:
+        fields_to_carry(items)
+    assert words in str(refused.value)

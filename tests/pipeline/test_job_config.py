@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import corpus_spec, export_spec
+from pipeline.config import TokenSpec, corpus_spec, export_spec
 from pipeline.errors import ConfigError
 from pipeline.job_config import load_config, parse_columns
 
@@ -68,7 +68,8 @@ def test_specs_change_their_id_with_what_changes_bytes(make_codec):
 
     def ids(*assignments):
         config = load_config(None, assignments)
-        return corpus_spec(config, codec, batch_size=32), export_spec(config).export_id
+        corpus = corpus_spec(config, codec, batch_size=32)
+        return corpus, export_spec(config, TokenSpec(codec=codec, corpus=corpus)).export_id
 
     corpus, exported = ids()
     assert ids("window.stride=3")[0] != corpus
@@ -77,3 +78,26 @@ def test_specs_change_their_id_with_what_changes_bytes(make_codec):
     assert ids("export.windows_per_shard=5")[1] != exported
     assert ids("run.workers=3", "run.local=true") == (corpus, exported)
     assert ids("export.formats=webdataset,parquet")[1] == ids("export.formats=parquet,webdataset")[1]
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ("input.audio=voice", "input.audio.rate_hz=16000"),
+        ("input.audio.rate_hz=16000", "input.audio=voice"),
+        ("input.audio.field=voice", "input.audio.rate_hz=16000"),
+    ],
+)
+def test_load_config_takes_a_section_by_its_name_and_by_its_keys(assignments):
+    audio = load_config(None, assignments).input.audio
+    assert (audio.field, audio.rate_hz) == ("voice", 16_000)
+    audio = load_config("input: {audio: voice}", ["input.audio.rate_hz=16000"]).input.audio
+    assert (audio.field, audio.rate_hz) == ("voice", 16_000)
+    clips = load_config(None, ["export.clips=a.txt", "export.clips.exclude=b.txt"]).export.clips
+    assert (clips.include, clips.exclude) == ("a.txt", "b.txt")
+
+
+def test_load_config_refuses_audio_without_its_field():
+    for assignment in ("input.audio.rate_hz=16000", "input.audio.mode=reference"):
+        with pytest.raises(ConfigError, match=r"input\.audio\.field=FIELD"):
+            load_config(None, [assignment])

@@ -59,6 +59,44 @@ def test_parse_where_says_what_passes(text, expected):
     assert kept(text, **columns, is_song=[False, True, None]) == expected
 
 
+def test_parse_where_asks_columns_of_any_name():
+    columns = {"meta.speaker": ["anna", "bob", None], "spk-id": [1, 2, 3], "class": ["x", "y", "z"]}
+    for text, expected in (
+        ("meta.speaker == 'anna'", [True, False, False]),
+        ("meta.speaker.startswith('b')", [False, True, False]),
+        ("'nn' in meta.speaker and meta.speaker is not None", [True, False, False]),
+        ("column('spk-id') in [2, 3] and column('class').endswith('z')", [False, False, True]),
+        ("column('meta.speaker') is None", [False, False, True]),
+    ):
+        where = parse_where(text)
+        assert parse_where(where.text) == where
+        where.check({**KINDS, "meta.speaker": "string", "spk-id": "int64", "class": "string"})
+        arrays = {name: pa.array(values) for name, values in columns.items()}
+        assert passing(where.clip_terms, arrays, 3).tolist() == expected, text
+    assert parse_where("column('speaker') == column('a.b')").text == "speaker == a.b"
+    assert parse_where("column('start_frame') > 3").clip_terms == []
+
+
+def test_parse_where_reads_several_lines():
+    assert parse_where("speaker == 'anna'\n  and num_frames > 3\r\n").text == "speaker == 'anna' and num_frames > 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("take > 1.5", [False, True, True]),
+        ("take == 9007199254740993", [False, True, False]),
+        ("take >= 1.7e18", [False, False, True]),
+        ("take < score", [False, False, False]),
+    ],
+)
+def test_large_whole_numbers_compare_with_floating_ones(text, expected):
+    where = parse_where(text)
+    where.check({**KINDS, "take": "int64"})
+    columns = {"take": pa.array([1, 2**53 + 1, 17 * 10**17]), "score": pa.array([0.5, 1.0, None])}
+    assert passing(where.clip_terms, columns, 3).tolist() == expected
+
+
 def test_parse_where_knows_one_spelling():
     wanted = parse_where("speaker == 'anna' and num_frames > 500").text
     assert wanted == "speaker == 'anna' and num_frames > 500"
@@ -94,6 +132,11 @@ def test_parse_where_knows_one_spelling():
         ("num_frames in [1, [2]]", "text, number"),
         ("lambda: 0", "no comparison"),
         ("num_frames == 99999999999999999999", "too large"),
+        ("num_frames < 1e999", "too large"),
+        ("num_frames > -1e999", "too large"),
+        (r"speaker == '\ud800'", "not UTF-8"),
+        ("column(3) == 3", "text, number"),
+        ("column() == 3", "text, number"),
         ("a\0b", "as in Python"),
         ("speaker == 'anna' or start_frame > 3", "mixes columns"),
         ("clip_id == 'a' or this_valid_frames > 3", "mixes columns"),
@@ -112,6 +155,7 @@ def test_parse_where_refuses_what_is_no_filter(text, expected):
     [
         ("speeker == 'anna'", "did you mean 'speaker'"),
         ("nothing_like_it == 3", "there are clip_id"),
+        ("speaker.__class__ == 'a'", "unknown column 'speaker.__class__'"),
         ("speaker > 3", "speaker is text, 3 is number"),
         ("num_frames == '3'", "num_frames is number"),
         ("num_frames in [1, 'a']", "'a' is text"),

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import ExportSpec
 from pipeline.errors import ConfigError
 from pipeline.export.clips import join_ledgers, resolve_duplicates
 from pipeline.export.layout import lay_out_shards, shuffled_order
@@ -21,19 +20,6 @@ def ledger(*clips):
         row = {"source": "f.npz", "where": "", "num_frames": 100, "num_windows": 1, "motion_digest": "d"}
         rows.append({**row, "drop_reason": "", "drop_detail": "", **clip})
     return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
-
-
-def export(**changes):
-    fields = {
-        "formats": ("parquet",),
-        "windows_per_shard": 100,
-        "shuffle": "none",
-        "seed": 0,
-        "splits": SplitConfig(ratios={"train": 1.0}),
-        "split_file": "",
-        "duplicate_ids": "reject",
-    }
-    return ExportSpec(**{**fields, **changes})
 
 
 def units_of(counts, start=0):
@@ -64,8 +50,8 @@ def keys(num, salt="k"):
     shuffle=st.sampled_from(["none", "shard"]),
     ratios=st.sampled_from([{"train": 1.0}, {"train": 0.5, "val": 0.3, "test": 0.2}]),
 )
-def test_lay_out_shards_holds_every_window_once(counts, target, shuffle, ratios):
-    spec = export(windows_per_shard=target, shuffle=shuffle, splits=SplitConfig(ratios=ratios))
+def test_lay_out_shards_holds_every_window_once(tools, counts, target, shuffle, ratios):
+    spec = tools.spec(windows_per_shard=target, shuffle=shuffle, splits=SplitConfig(ratios=ratios))
     clips = join_ledgers(units_of(counts))
     splits = assign_splits(clips, spec, {})
     shards = lay_out_shards(clips, splits, keys(len(counts)), spec)
@@ -81,16 +67,16 @@ def test_lay_out_shards_holds_every_window_once(counts, target, shuffle, ratios)
     assert all(0 < shard.num_windows <= 2 * target for shard in shards)
 
 
-def test_lay_out_shards_reaches_the_target_on_average():
+def test_lay_out_shards_reaches_the_target_on_average(tools):
     clips = join_ledgers(units_of([[20]] * 3000))
-    spec = export(windows_per_shard=400)
+    spec = tools.spec(windows_per_shard=400)
     sizes = [shard.num_windows for shard in lay_out_shards(clips, ["train"] * 3000, keys(3000), spec)]
     assert 250 < np.mean(sizes) < 500
 
 
-def test_lay_out_shards_changes_few_shards_with_a_unit():
+def test_lay_out_shards_changes_few_shards_with_a_unit(tools):
     counts = [[5, 7]] * 400
-    spec = export(windows_per_shard=100)
+    spec = tools.spec(windows_per_shard=100)
 
     def shards_by_keys(all_counts, all_keys):
         clips = join_ledgers(units_of(all_counts))
@@ -105,9 +91,9 @@ def test_lay_out_shards_changes_few_shards_with_a_unit():
     assert len(grown - before) <= 3
 
 
-def test_lay_out_shards_cuts_a_huge_unit_inside():
+def test_lay_out_shards_cuts_a_huge_unit_inside(tools):
     clips = join_ledgers(units_of([[450, 3, 450]]))
-    shards = lay_out_shards(clips, ["train"] * 3, ["k"], export(windows_per_shard=100))
+    shards = lay_out_shards(clips, ["train"] * 3, ["k"], tools.spec(windows_per_shard=100))
     assert [shard.num_windows for shard in shards] == [180, 181, 180, 181, 181]
 
 
@@ -148,9 +134,9 @@ def test_resolve_duplicates_ignores_dropped_holders():
     assert resolve_duplicates(join_ledgers(tables), "reject").num_windows.tolist() == [1, 0]
 
 
-def test_assign_splits_depends_on_the_id_alone():
+def test_assign_splits_depends_on_the_id_alone(tools):
     names = [f"clip{n}" for n in range(4000)]
-    spec = export(splits=SplitConfig(ratios={"train": 0.8, "val": 0.1, "test": 0.1}))
+    spec = tools.spec(splits=SplitConfig(ratios={"train": 0.8, "val": 0.1, "test": 0.1}))
     clips = join_ledgers([ledger(*({"clip_id": name} for name in names))])
     splits = assign_splits(clips, spec, {})
     assert 0.77 < splits.count("train") / 4000 < 0.83
@@ -161,9 +147,9 @@ def test_assign_splits_depends_on_the_id_alone():
     assert assign_splits(clips, salted, {}) != splits
 
 
-def test_assign_splits_by_source_keeps_files_together():
+def test_assign_splits_by_source_keeps_files_together(tools):
     rows = [{"clip_id": f"c{n}", "source": f"s{n % 40}"} for n in range(400)]
-    spec = export(splits=SplitConfig(by="source", ratios={"train": 0.5, "val": 0.5}))
+    spec = tools.spec(splits=SplitConfig(by="source", ratios={"train": 0.5, "val": 0.5}))
     splits = assign_splits(join_ledgers([ledger(*rows)]), spec, {})
     assert len({(row["source"], split) for row, split in zip(rows, splits, strict=True)}) == 40
     assert set(splits) == {"train", "val"}
@@ -177,12 +163,12 @@ def test_splits_from_json_reads_lists_and_refuses_others():
             splits_from_json(text, "m.json")
 
 
-def test_splits_of_the_later_training_code_are_pairs_of_key_and_length():
+def test_splits_of_the_later_training_code_are_pairs_of_key_and_length(tools):
     text = '{"train": [["a/0", 120], ["b", 300]], "test": [["c", 1], ["d", 2]], "val": [["d", 2]]}'
     listed = splits_from_json(text, "metadata.json")
     assert listed == {"a/0": "train", "b": "train", "c": "test", "d": "val"}
     rows = [{"clip_id": clip_id, "source": "s"} for clip_id in ("data#a/0", "x/data#d", "d", "data#e", "data")]
-    spec = export(splits=SplitConfig(by="file", file="metadata.json"))
+    spec = tools.spec(splits=SplitConfig(by="file", file="metadata.json"))
     found = assign_splits(join_ledgers([ledger(*rows)]), spec, listed)
     assert found == ["train", "val", "val", "unlisted", "unlisted"]
     with pytest.raises(ConfigError, match="stands in train and in val"):

@@ -214,6 +214,15 @@ def test_training_tensors_of_a_stream_equal_the_models(emitting):
     np.testing.assert_array_equal(found.this_valid, features.this_valid(batch["this_valid_frames"]))
 
 
+def test_training_tensors_move_a_pair_to_the_device_too(emitting):
+    dataset = TokenDataset(emitting.url)
+    features = TokenFeatures.of_codec(dataset.codec)
+    batch = dataset.batch(range(3))
+    pair = features.unpack(batch["flip_targets"][:, 0]), features.unpack(batch["flip_bits"][:, 0])
+    found = features.training_tensors(batch, "meta", pair)
+    assert {tensor.device.type for tensor in vars(found).values() if tensor is not None} == {"meta"}
+
+
 def test_training_tensors_read_flipped_bits_and_predict_targets(emitting):
     dataset, model = TokenDataset(emitting.url), emitting.model
     features = TokenFeatures.of_codec(dataset.codec)

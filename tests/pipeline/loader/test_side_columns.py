@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline.errors import ConfigError
 from pipeline.loader import Ranks, Shuffle, TarStream, TokenDataset, TokenStream, collate
 
 FRAMES, RATE_HZ, WINDOW = (23, 40, 61), 16_000, 5
@@ -128,3 +129,86 @@ def test_heavy_columns_stay_unread_unless_asked_for(rich, monkeypatch):
     )
     assert set(dataset[0]) == {"this_bits", "text"}
     assert sum(asked) < len(dataset) * WINDOW * SAMPLES_A_FRAME / 2
+
+
+@pytest.fixture(scope="module")
+def gappy(tmp_path_factory: pytest.TempPathFactory, loader_tools: Any, tiny_codec: Path) -> tuple[Path, list[Any]]:
+    """A dataset with carried numbers that some clips lack, and these numbers clip by clip."""
+    folder = tmp_path_factory.mktemp("gappy")
+    (folder / "motion").mkdir()
+    speakers: list[Any] = [None if n == 9 else n for n in range(12)]
+    motions = [np.random.default_rng(n).normal(size=(250, 4)).cumsum(0) / 3 for n in range(12)]
+    columns = {
+        "clip_id": [f"clip{n:02}" for n in range(12)],
+        "motion": pa.array([motion.tolist() for motion in motions], pa.list_(pa.list_(pa.float32(), 4))),
+        "fps": [25.0] * 12,
+        "speaker": pa.array(speakers, pa.int64()),
+        "score": pa.array([None if n is None else n / 4 for n in speakers]),
+        "is_calm": pa.array([None if n is None else n > 3 for n in speakers]),
+        "place": pa.array([None if n is None else [n, 0.5] for n in speakers], pa.list_(pa.float64())),
+    }
+    pq.write_table(pa.table(columns), folder / "motion" / "clips.parquet")
+    carried = "input.carry=[speaker, score, is_calm, place]"
+    splits = "export.splits.ratios={train: 1}"
+    return loader_tools.tokenize(folder / "motion", folder / "out", tiny_codec, carried, splits), speakers
+
+
+def test_carried_numbers_that_some_clips_lack_are_lists_in_every_batch(gappy):
+    """Row groups with and without missing values stand in one batch, and in batches of their own."""
+    output, speakers = gappy
+    dataset = TokenDataset(str(output))
+    streams = [
+        TokenStream(dataset, 100, shuffle=Shuffle(groups=4), ranks=Ranks(even="exact")),
+        TokenStream([dataset, dataset], 50, shuffle=Shuffle(groups=1)),
+        DataLoader(dataset, 30, collate_fn=collate),
+        TarStream(str(output), batch_size=30),
+        [dataset[:], TokenDataset(str(output), windows_per_sample=2)[:]],
+    ]
+    for stream in streams:
+        for batch in stream:
+            owners = [speakers[int(clip_id[4:])] for clip_id in batch["clip_id"]]
+            assert batch["speaker"] == owners
+            assert batch["score"] == [None if n is None else n / 4 for n in owners]
+            assert batch["is_calm"] == [None if n is None else n > 3 for n in owners]
+            assert batch["place"] == [None if n is None else [n, 0.5] for n in owners]
+
+
+def test_sound_of_windows_that_differ_by_a_sample_goes_into_one_batch(tmp_path, loader_tools, tiny_codec):
+    """At rates that are no multiple of the frame rate, mixed, and as samples of several windows."""
+    rate_hz, datasets, sounds = 1011, [], {}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for n in range(4):
+            clip_id, frames = f"{name}{n}", 30 + n
+            motion = np.random.default_rng(n).normal(size=(frames, 4)).cumsum(0).astype(np.float32) / 3
+            sounds[clip_id] = np.arange(1, frames * rate_hz // 25 + 1, dtype=np.int16)
+            np.savez(tmp_path / name / f"{clip_id}.npz", motion=motion, fps=25.0, audio=sounds[clip_id])
+        settings = ("input.audio.field=audio", f"input.audio.rate_hz={rate_hz}", "window.stride=3")
+        output = tmp_path / f"{name}-out"
+        loader_tools.tokenize(tmp_path / name, output, tiny_codec, *settings, "export.splits.ratios={train: 1}")
+        datasets.append(TokenDataset(str(output)))
+    lengths = set()
+    for batch in TokenStream(datasets, 3, ranks=Ranks(even="exact")):
+        lengths.add(batch["this_audio"].shape[1])
+        for clip_id, start, found in zip(
+            batch["clip_id"], batch["start_frame"].tolist(), batch["this_audio"], strict=True
+        ):
+            first = sounds[clip_id][round(start * rate_hz / 25) :][:202]
+            assert found[: len(first)].tolist() == first.tolist()
+    assert lengths == {202, 203}
+    pairs = TokenDataset(str(output), windows_per_sample=2)
+    assert collate([pairs[n] for n in range(len(pairs))])["this_audio"].shape == (len(pairs), 2, 203)
+
+
+def test_datasets_with_audio_of_other_rates_are_not_mixed(tmp_path, loader_tools, tiny_codec):
+    (tmp_path / "motion").mkdir()
+    motion = np.random.default_rng(0).normal(size=(30, 4)).cumsum(0).astype(np.float32) / 3
+    np.savez(tmp_path / "motion" / "a.npz", motion=motion, fps=25.0, audio=np.ones(30 * 1600 // 25, np.int16))
+    urls = []
+    for rate_hz in (1600, 1601):
+        settings = ("input.audio.field=audio", f"input.audio.rate_hz={rate_hz}", "export.splits.ratios={train: 1}")
+        urls.append(str(loader_tools.tokenize(tmp_path / "motion", tmp_path / f"at-{rate_hz}", tiny_codec, *settings)))
+    with pytest.raises(ConfigError, match=r"at-1600 has 1,600 Hz, .*at-1601 1,601 Hz .*columns without audio"):
+        TokenStream([TokenDataset(url) for url in urls], 4)
+    silent = [TokenDataset(url, columns=["this_bits", "start_frame"]) for url in urls]
+    assert len(next(iter(TokenStream(silent, 4)))["this_bits"]) == 4

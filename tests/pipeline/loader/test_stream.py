@@ -13,7 +13,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pipeline.errors import ConfigError, ContractMismatchError, StreamStateError
 from pipeline.loader import Ranks, Reading, Shuffle, TokenDataset, TokenStream, stream_state
@@ -197,43 +196,6 @@ def test_state_dict_refuses_to_guess_what_workers_did(dataset):
     assert stream.state_dict() == state
 
 
-@pytest.mark.parametrize("num_workers", [0, 2, 3])
-@pytest.mark.parametrize("taken", [1, 4, 5])
-def test_stateful_data_loader_resumes_behind_the_last_batch(dataset, num_workers, taken):
-    def make() -> Any:
-        return StatefulDataLoader(
-            TokenStream(dataset, 48, shuffle=ORDER, ranks=Ranks(even="exact")), batch_size=None, num_workers=num_workers
-        )
-
-    whole = [ids(batch) for batch in make()]
-    loader = make()
-    begun = iter(loader)
-    for _ in range(taken):
-        last = next(begun)
-    state = loader.state_dict()
-    assert stream_state(state) == last["state"]
-    resumed = make()
-    resumed.load_state_dict(state)
-    rest = iter(resumed)
-    assert ids(next(rest)) == whole[taken]
-    assert stream_state(resumed.state_dict())["position"] == (taken + 1) * 48  # a state taken after a resumption
-    assert [ids(batch) for batch in rest] == whole[taken + 1 :]
-    elsewhere = TokenStream(dataset, 48, shuffle=ORDER, ranks=Ranks(even="exact"))
-    elsewhere.load_state_dict(stream_state(state))
-    loader = DataLoader(elsewhere, batch_size=None, num_workers=4)
-    assert [ids(batch) for batch in loader] == whole[taken:]
-
-
-def test_stateful_data_loader_states_are_right_to_the_end_of_the_epoch(dataset):
-    """Where some workers have run out and others have not."""
-    loader = StatefulDataLoader(
-        TokenStream(dataset, 64, shuffle=ORDER, ranks=Ranks(even="exact")), batch_size=None, num_workers=3
-    )
-    for batch in loader:
-        assert stream_state(loader.state_dict()) == batch["state"]
-    assert batch["state"]["epoch"] == 1
-
-
 def test_mixture_holds_weights_and_every_sample_once_a_pass(tokens, shuffled_tokens):
     one, two = TokenDataset(str(tokens), None), TokenDataset(str(shuffled_tokens), "val")
     stream = TokenStream(
@@ -319,7 +281,6 @@ def test_load_state_dict_refuses_states_of_other_streams(dataset, tokens):
     ("changes", "words"),
     [
         ({"batch_size": 0}, "batch_size"),
-        ({"ranks": Ranks(2, 2)}, "rank must be 0 to 1"),
         ({"batch_size": 5000}, "does not fill one step"),
         ({"weights": [0.0]}, "sum to zero"),
         ({"weights": [1.0, 1.0]}, "wanted 1 weights"),
@@ -329,6 +290,38 @@ def test_load_state_dict_refuses_states_of_other_streams(dataset, tokens):
 def test_token_stream_refuses_what_it_cannot_do(dataset, changes, words):
     with pytest.raises(ConfigError, match=words):
         TokenStream(dataset, **{"batch_size": 8, **changes})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ((2, 2), "rank must be 0 to num_ranks - 1, found 2 of 2"),
+        ((0, 0), "found 0 of 0"),
+        ((0, 1, "exakt"), "even must be one of pad, drop, exact, found 'exakt'"),
+    ],
+)
+def test_ranks_refuse_what_there_is_not(fields, words):
+    with pytest.raises(ConfigError, match=words):
+        Ranks(*fields)
+
+
+def test_weights_are_the_same_as_whole_or_floating_numbers(dataset, shuffled_tokens):
+    other = TokenDataset(str(shuffled_tokens), columns=dataset.columns)
+    streams = [
+        TokenStream([dataset, other], 20, weights=weights, shuffle=ORDER)
+        for weights in ([3, 1], [3.0, 1.0], np.array([3, 1], np.float32))
+    ]
+    batches = [next(iter(stream)) for stream in streams]
+    assert ids(batches[0]) == ids(batches[1]) == ids(batches[2])
+    for stream in streams:
+        stream.load_state_dict(batches[0]["state"])
+
+
+def test_load_state_dict_says_what_a_batched_state_is(dataset):
+    """What DataLoader makes of the stream's batches where its own batch_size is left at 1."""
+    state = next(iter(DataLoader(TokenStream(dataset, 8, shuffle=ORDER))))["state"]
+    with pytest.raises(StreamStateError, match="give the DataLoader batch_size=None"):
+        TokenStream(dataset, 8, shuffle=ORDER).load_state_dict(state)
 
 
 def test_token_stream_refuses_a_cache_that_would_read_everything_again_and_again(tokens):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -181,6 +183,52 @@ def test_a_file_cut_short_is_one_problem_and_ends_no_process(
     (problem,) = read_part(folder, part, corpus, make_codec())
     assert problem.reason in (DropReason.TRUNCATED, DropReason.UNREADABLE), problem
     assert problem.clip_id == "set/data"
+
+
+READ_DAMAGED = """
+import random, sys
+from pathlib import Path
+from pipeline.config import CodecSpec, CorpusSpec
+from pipeline.sources.registry import cut_file, read_part
+from pipeline.storage import Folder
+
+whole, target = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
+corpus, codec = CorpusSpec.model_validate_json(sys.argv[3]), CodecSpec.model_validate_json(sys.argv[4])
+folder, chance = Folder(str(target.parent)), random.Random(0)
+for page in range(len(whole) // 4096):
+    for junk in (bytes(4096), b"\\xff" * 4096, chance.randbytes(4096), chance.randbytes(24)):
+        print(page, junk[:4], flush=True)
+        target.write_bytes(whole[: page * 4096] + junk + whole[page * 4096 + len(junk) :])
+        parts = cut_file(folder, "", folder.stat(target.name), corpus)
+        found = [clip for part in parts for clip in read_part(folder, part, corpus, codec)]
+        assert len(found) == 30 or [str(clip.reason) for clip in found] in (["unreadable"], ["truncated"]), found
+print("end")
+"""
+
+
+def test_damaged_pages_end_no_process(tmp_path: Path, make_corpus: Make, make_codec: Make) -> None:
+    """Every page in turn, in a process of its own: before pages were looked at, LMDB ended it while it was cut."""
+    write_lmdb(tmp_path / "set", {b"%0100d" % index: value_of(index, frames=900 * (index % 2)) for index in range(30)})
+    specs = [make_corpus(unit_bytes=5000, fps=25.0).model_dump_json(), make_codec().model_dump_json()]
+    (tmp_path / "bad.lmdb").touch()
+    words = [sys.executable, "-c", READ_DAMAGED, tmp_path / "set" / "data.mdb", tmp_path / "bad.lmdb", *specs]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "end"), done.stdout[-200:] + done.stderr[-2000:]
+
+
+def test_a_damaged_page_is_named_with_the_next_step(tmp_path: Path, make_corpus: Make, make_codec: Make) -> None:
+    write_lmdb(tmp_path / "set", {b"%03d" % index: value_of(index) for index in range(100)})
+    path = tmp_path / "set" / "data.mdb"
+    whole = path.read_bytes()
+    page = len(whole) // 4096 - 1
+    path.write_bytes(whole[: page * 4096] + bytes(4096) + whole[(page + 1) * 4096 :])
+    part = Part("", "set/data.mdb", "lmdb")
+    (problem,) = read_part(Folder(str(tmp_path)), part, make_corpus(), make_codec())
+    assert (problem.reason, problem.source) == (DropReason.UNREADABLE, "set/data.mdb")
+    assert "restore it" in problem.detail
+    assert "page" in problem.detail
+    path.write_bytes(whole)  # mended: nothing that was found before is held against it
+    assert len(list(read_part(Folder(str(tmp_path)), part, make_corpus(fps=25.0), make_codec()))) == 100
 
 
 def test_a_vanished_file_is_a_storage_error(tmp_path: Path, make_corpus: Make, make_codec: Make) -> None:

@@ -140,7 +140,7 @@ def test_parquet_carries_columns_of_every_type(prepare: Make) -> None:
     [
         ({"speaker": ["a"]}, "carried field 'speaker': wanted string, found list"),
         ({"speaker": "\ud800"}, "not UTF-8"),
-        ({"age": 2.5}, "wanted int64, found float '2.5'"),
+        ({"age": 2.5}, "wanted int64, found float '2.5'; input.carry=age:float64 would keep it"),
         ({"age": 1 << 63}, "wanted int64"),
         ({"age": True}, "wanted int64, found bool"),
         ({"mood": 1}, "wanted list<float64>, found int"),
@@ -214,6 +214,35 @@ def test_another_rate_than_the_configured_one_is_refused(prepare: Make) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rate_hz", "changes", "words"),
+    [
+        (96_001, {"encoding": "flac"}, "flac cannot hold 96,001 samples a second: --set input.audio.encoding=int16"),
+        (100, {}, "wanted 1,000 to 655,350 samples a second, found 100"),
+        (10**10, {}, "found 10,000,000,000"),
+    ],
+)
+def test_a_rate_that_cannot_be_stored_drops_its_clip(
+    prepare: Make, rate_hz: int, changes: dict[str, Any], words: str
+) -> None:
+    stored = [{"array": [0.0] * 10, "sampling_rate": rate_hz}]
+    (problem,) = prepare("a.parquet", parquet_bytes(audio=stored), rule(tolerance_s=9.0, **changes))
+    assert (problem.reason, words in problem.detail) == (DropReason.AUDIO_RATE, True), problem
+
+
+def test_a_rate_stored_as_a_whole_float_counts(prepare: Make) -> None:
+    (clip,) = prepare(
+        "a.parquet", parquet_bytes(audio=[{"array": float_list(SAMPLES), "sampling_rate": 1000.0}]), rule()
+    )
+    assert clip.audio.rate_hz == 1000
+
+
+def test_bytes_where_paths_are_wanted_name_the_other_mode(prepare: Make) -> None:
+    for stored in (sound_bytes(), {"bytes": sound_bytes(), "path": None}):
+        (problem,) = prepare("a.parquet", parquet_bytes(audio=[stored]), rule(mode="reference"))
+        assert (problem.reason, "found bytes: use mode cut" in problem.detail) == (DropReason.AUDIO_MISSING, True)
+
+
+@pytest.mark.parametrize(
     "value",
     [
         None,
@@ -255,7 +284,8 @@ def test_missing_audio_drops_a_clip_in_every_format(prepare: Make) -> None:
     "value", [b'{"audio": 5}', b'{"audio": [1, "x"]}', b'{"audio": {"bytes": 7}}', b'{"audio": [[]]}']
 )
 def test_json_that_is_no_audio_drops_the_clip(prepare: Make, value: bytes) -> None:
-    (problem,) = prepare("a.tar", tar_bytes({"k.npy": npy_bytes(MOTION), "k.json": value}), rule(rate_hz=9), fps=25.0)
+    members = {"k.npy": npy_bytes(MOTION), "k.json": value}
+    (problem,) = prepare("a.tar", tar_bytes(members), rule(rate_hz=RATE_HZ), fps=25.0)
     assert isinstance(problem, ClipProblem)
     assert problem.reason in (DropReason.WRONG_DTYPE, DropReason.WRONG_DIM, DropReason.AUDIO_MISMATCH), problem
 

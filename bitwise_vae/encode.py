@@ -6,12 +6,13 @@ same operations on one thread or stream, so that a window's bits depend on nothi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Barrier
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,14 +21,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitwise_vae.bits import pack_bits_torch, unpack_bits_torch
+from bitwise_vae.fusible import fused_kernels, is_fusible
 from bitwise_vae.latent_network import LatentNetwork, PrevNetwork
 from bitwise_vae.model import BitwiseVAE
+from bitwise_vae.window_spans import Int64s, checked_spans, cut_windows, is_real_prev, spans_of_windows
+
+if TYPE_CHECKING:
+    from bitwise_vae.gpu_stream import WindowStream
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CPU_BATCH_WINDOWS = 4
 """Windows that pass through the network together on a CPU: few, so that activations stay in its caches."""
+GPU_BATCH_WINDOWS = 512
+"""The same on a GPU: enough to fill it. Twice as many are 1 % faster, but leave more of a last batch empty."""
 
-Int64s = NDArray[np.int64]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 WindowSource = Callable[[int, int], Tensor]
@@ -50,7 +57,8 @@ class WindowEncoder:
     """Encodes windows of motion in batches of one shape.
 
     Built once by whoever holds a device; owns a copy of the encoder's weights in the wanted precision and, on
-    a CPU, its worker threads; both go when it does. Call it from one thread at a time.
+    a CPU, its worker threads; both go when it does. Call it from one thread at a time; where `is_shared`, several
+    threads may call `encode`, so that one's frames go up while another's bits come down.
     """
 
     def __init__(
@@ -70,13 +78,15 @@ class WindowEncoder:
             precision: float32, float16 or bfloat16 of weights and activations; the latent is quantized as
                 float32.
             batch_size: windows in a batch; the last one is filled up with zeros. A CPU takes at most
-                CPU_BATCH_WINDOWS of them at once, and its results are the same for every larger size.
+                CPU_BATCH_WINDOWS of them at once and the kernels GPU_BATCH_WINDOWS, and their results are the same for
+                every larger size.
             device: where windows are gathered and encoded.
             num_threads: batches that a CPU encodes at the same time, each on a thread of its own.
             on_windows: told the number of windows of each finished batch, on the caller's thread.
 
         Raises:
             ValueError: an unknown precision, or a count below 1.
+            torch.OutOfMemoryError: the device cannot hold one batch.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, found {precision!r}")
@@ -86,14 +96,42 @@ class WindowEncoder:
         self.precision = precision
         self.batch_size = batch_size
         self.device = torch.device(device)
-        self._network = LatentNetwork(model, PRECISIONS[precision], self.device)
+        self._stream: WindowStream | None = None
         self._quantizer = model.quantizer
         self._on_windows = on_windows
         self._workers: ThreadPoolExecutor | None = None
         self._batch_windows = batch_size
+        self._seconds = 0.0
+        if is_fusible(model.config) and fused_kernels(self.device):
+            from bitwise_vae.fused_network import FusedNetwork
+            from bitwise_vae.gpu_stream import WindowStream
+
+            self._batch_windows = min(batch_size, GPU_BATCH_WINDOWS)
+            with _exact_float32(self.device), torch.inference_mode():
+                network = FusedNetwork(model, PRECISIONS[precision], self.device, self._batch_windows)
+                network.check(model)
+                self._stream = WindowStream(network, self.device)
+            return
+        self._network = LatentNetwork(model, PRECISIONS[precision], self.device)
         if self.device.type == "cpu":
             self._workers = _single_threaded_workers(num_threads)
             self._batch_windows = min(batch_size, CPU_BATCH_WINDOWS)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several threads may call `encode` at a time."""
+        return self._stream is not None
+
+    def take_seconds(self) -> dict[str, float]:
+        """Returns where the time went since the last call: seconds by stage.
+
+        On a GPU with kernels stage (frames copied to pinned memory), upload, compute and download, the last three as
+        the device measured them; elsewhere compute alone.
+        """
+        if self._stream is not None:
+            return self._stream.take_seconds()
+        seconds, self._seconds = self._seconds, 0.0
+        return {"compute": seconds}
 
     def encode(self, motion: Tensor, clip_begin: Int64s, clip_end: Int64s, start_frame: Int64s) -> NDArray[np.uint8]:
         """Encodes windows of clips that lie one after another in `motion`.
@@ -114,7 +152,9 @@ class WindowEncoder:
                 where it is, and its windows are cut there.
         """
         self._check_motion(motion)
-        spans = _checked_spans(clip_begin, clip_end, start_frame, len(motion))
+        spans = checked_spans(clip_begin, clip_end, start_frame, len(motion))
+        if self._stream is not None:
+            return self._stream.encode(motion, spans, self._on_windows)
         try:
             return self._packed(len(spans), self._cut_from(motion.to(self.device), spans.to(self.device)))
         except torch.OutOfMemoryError:
@@ -150,7 +190,7 @@ class WindowEncoder:
             ValueError, torch.OutOfMemoryError: as for `encode`.
         """
         self._check_motion(motion)
-        spans = _checked_spans(clip_begin, clip_end, start_frame, len(motion))
+        spans = checked_spans(clip_begin, clip_end, start_frame, len(motion))
         try:
             return self._encoded(motion.to(self.device), spans.to(self.device), latent, decoder)
         except torch.OutOfMemoryError:
@@ -169,13 +209,13 @@ class WindowEncoder:
 
         def encode_batch(first: int, last: int) -> None:
             windows = self._filled(cut(first, last))
-            latent = self._network.latent(windows)
+            latent = self._latent(windows)
             packed = self._packed_bits(latent)
             bits[first:last] = packed[: last - first]
             if wants_latent:
                 latents[first:last] = _rounded(latent[: last - first, split:])
             if decoder is not None:
-                is_real = self._filled(_is_real_prev(spans[first:last].to(self.device), split))
+                is_real = self._filled(is_real_prev(spans[first:last].to(self.device), split))
                 behind = self._behind_decoded(decoder, windows, packed[:, 0], is_real)
                 decoded_bits[first:last] = behind[: last - first]
 
@@ -188,7 +228,7 @@ class WindowEncoder:
 
     def _cut_from(self, motion: Tensor, spans: Tensor) -> WindowSource:
         frames = self.config.window_frames
-        return lambda first, last: _gather(motion, spans[first:last], frames).to(self.device)
+        return lambda first, last: cut_windows(motion, spans[first:last], frames).to(self.device)
 
     def encode_windows(self, windows: Tensor) -> NDArray[np.uint8]:
         """Encodes windows (n, 2T, M) float32 -> packed bits (n, 2, num_tokens, code_dim // 8).
@@ -197,6 +237,11 @@ class WindowEncoder:
             ValueError: a shape or type is wrong.
         """
         self._check_windows(windows)
+        if self._stream is not None:
+            frames = windows.reshape(-1, windows.shape[2])
+            return self._stream.encode(
+                frames, spans_of_windows(len(windows), self.config.window_frames), self._on_windows
+            )
         return self._packed(len(windows), lambda first, last: windows[first:last].to(self.device))
 
     def latents(self, windows: Tensor) -> Tensor:
@@ -210,7 +255,7 @@ class WindowEncoder:
 
         def encode_batch(first: int, last: int) -> None:
             full = self._filled(windows[first:last].to(self.device))
-            latents[first:last] = self._network.latent(full)[: last - first]
+            latents[first:last] = self._latent(full)[: last - first]
 
         self._for_each_batch(len(windows), encode_batch)
         return latents.cpu()
@@ -233,14 +278,20 @@ class WindowEncoder:
         packed = torch.empty(shape, dtype=torch.uint8, device=self.device)
 
         def encode_batch(first: int, last: int) -> None:
-            latent = self._network.latent(self._filled(windows_of(first, last)))
+            latent = self._latent(self._filled(windows_of(first, last)))
             packed[first:last] = self._packed_bits(latent)[: last - first]
 
         self._for_each_batch(num_windows, encode_batch)
         return packed.cpu().numpy()
 
+    def _latent(self, windows: Tensor) -> Tensor:
+        """Windows (b, 2T, M) float32 of a whole batch -> (b, 2T, C) float32."""
+        return self._stream.latent(windows) if self._stream is not None else self._network.latent(windows)
+
     def _packed_bits(self, latent: Tensor) -> Tensor:
         """Latent (b, 2T, C) -> (b, 2, num_tokens, code_dim // 8): the halves are quantized separately."""
+        if self._stream is not None:
+            return self._stream.packed_bits(latent)
         halves = latent.reshape(-1, self.config.window_frames, self.config.code_dim)
         packed = pack_bits_torch(self._quantizer.bits_from_latent(halves))
         return packed.view(-1, 2, *packed.shape[1:])
@@ -256,7 +307,7 @@ class WindowEncoder:
         decoded = decoder.motion(self._quantizer.quantized_from_bits(unpack_bits_torch(prev_bits)))
         prev = torch.where(is_real, decoded, 0.0)
         again = torch.cat([prev, windows[:, self.config.window_frames :]], dim=1)
-        return self._packed_bits(self._network.latent(again))[:, 1]
+        return self._packed_bits(self._latent(again))[:, 1]
 
     def _filled(self, rows: Tensor) -> Tensor:
         """Rows of a batch, zeros behind them up to the one number that every batch has."""
@@ -273,9 +324,11 @@ class WindowEncoder:
             return last - first
 
         firsts = range(0, num_windows, self._batch_windows)
-        with _exact_float32(self.device):
+        begin = time.perf_counter()
+        with _exact_float32(self.device), self._stream.paused() if self._stream is not None else nullcontext():
             for count in self.each(fill, firsts):
                 self._on_windows(count)
+        self._seconds += time.perf_counter() - begin
 
     def _check_motion(self, motion: Tensor) -> None:
         if motion.ndim != 2 or motion.shape[1] != self.config.motion_dim or motion.dtype != torch.float32:
@@ -289,36 +342,6 @@ class WindowEncoder:
             raise ValueError(
                 f"wanted float32 windows (n, {wanted[0]}, {wanted[1]}), found {windows.dtype} {tuple(windows.shape)}"
             )
-
-
-def _checked_spans(clip_begin: Int64s, clip_end: Int64s, start_frame: Int64s, num_frames: int) -> Tensor:
-    """Stacks the columns as (N, 3) after a look at their shapes and ranges."""
-    columns = [np.asarray(column, dtype=np.int64) for column in (clip_begin, clip_end, start_frame)]
-    if any(column.ndim != 1 or len(column) != len(columns[0]) for column in columns):
-        raise ValueError(f"wanted three columns of one length, found {[column.shape for column in columns]}")
-    begin, end, _ = columns
-    outside = np.flatnonzero((begin < 0) | (begin >= end) | (end > num_frames))
-    if len(outside):
-        first = outside[0]
-        raise ValueError(
-            f"window {first} lies in a clip of rows {begin[first]}:{end[first]}, but motion has {num_frames}"
-        )
-    return torch.from_numpy(np.stack(columns, axis=1))
-
-
-def _gather(motion: Tensor, spans: Tensor, window_frames: int) -> Tensor:
-    """Cuts windows: motion (frames, M), spans (n, 3) -> (n, 2T, M), zeros outside each window's clip."""
-    begin, end, start = spans.unsqueeze(-1).unbind(dim=1)
-    rows = begin + start + torch.arange(-window_frames, window_frames, device=motion.device)
-    is_inside = (rows >= begin) & (rows < end)
-    return torch.where(is_inside.unsqueeze(-1), motion[torch.where(is_inside, rows, 0)], 0.0)
-
-
-def _is_real_prev(spans: Tensor, window_frames: int) -> Tensor:
-    """Which frames of `prev` lie in each window's clip: spans (n, 3) -> (n, T, 1)."""
-    begin, end, start = spans.unsqueeze(-1).unbind(dim=1)
-    frames = start + torch.arange(-window_frames, 0, device=spans.device)
-    return ((frames >= 0) & (frames < end - begin)).unsqueeze(-1)
 
 
 def _rounded(latent: Tensor) -> Tensor:

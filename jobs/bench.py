@@ -14,22 +14,40 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jobs.bench_control import measure_control
+from jobs.bench_encode import measure_encode
+from jobs.bench_export import measure_export
 from jobs.bench_loader import measure_loader
 from jobs.bench_pipeline import measure_pipeline
+from jobs.bench_plan import measure_plan
 from jobs.bench_result import SPREAD, BenchRequest, BenchResult, Report, Suite
+from jobs.bench_startup import measure_startup
 from jobs.run_record import hardware, versions
 from pipeline.errors import ConfigError
 from pipeline.job_config import load_config
 from pipeline.storage import Folder
 
-SUITES: dict[str, Suite] = {"loader": measure_loader, "pipeline": measure_pipeline}
+SUITES: dict[str, Suite] = {
+    "control": measure_control,
+    "encode": measure_encode,
+    "export": measure_export,
+    "loader": measure_loader,
+    "pipeline": measure_pipeline,
+    "plan": measure_plan,
+    "startup": measure_startup,
+}
+NUM_WINDOWS = {"control": 2400, "encode": 256, "export": 1_000_000, "plan": 1_000_000, "startup": 64}
+"""Where none are asked for; `USUAL_WINDOWS` in the other suites."""
+USUAL_WINDOWS = 1000
 
 
-def run_bench(suite: str, json_file: Path | None, windows: int, repeats: int, precision: str, console: Console) -> None:
+def run_bench(
+    suite: str, json_file: Path | None, windows: int | None, repeats: int, precision: str, console: Console
+) -> None:
     """Measure, print, and write the results where a file is named.
 
     Args:
-        windows: of motion to tokenize in a run.
+        windows: of motion in a run; None: as many as the suite's own figure asks for.
         repeats: runs of each side, interleaved.
         precision: float32, float16 or bfloat16 of our side; baselines compute in float32.
 
@@ -39,7 +57,8 @@ def run_bench(suite: str, json_file: Path | None, windows: int, repeats: int, pr
     """
     if suite not in SUITES:
         raise ConfigError(f"no suite {suite!r}; there are: {', '.join(sorted(SUITES))}")
-    request = BenchRequest(windows, repeats, load_config(None, [f"precision={precision}"], "options"))
+    size = NUM_WINDOWS.get(suite, USUAL_WINDOWS) if windows is None else windows
+    request = BenchRequest(size, repeats, load_config(None, [f"precision={precision}"], "options"))
     with _progress(console) as report:
         results = SUITES[suite](request, report)
     console.print(results_table(results))

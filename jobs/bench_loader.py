@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bitwise_vae.bits import pack_bits, unpack_bits
 from bitwise_vae.config import BitwiseVAEConfig
-from jobs.bench_pipeline import make_data
+from jobs.bench_data import make_data
 from jobs.bench_result import BenchRequest, BenchResult, Report
 from jobs.session import open_session
 from pipeline.errors import DataError

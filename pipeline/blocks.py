@@ -6,6 +6,7 @@ Knows no Ray, torch or storage. Large arrays cross as single Arrow values, so th
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +57,7 @@ class MotionBlock:
         """Return the block of one Arrow row; arrays are views of its buffers."""
         dim = row["motion_dim"][0].as_py()
         motion = np.frombuffer(_value_of(row, "motion"), np.float32).reshape(-1, dim)
-        return cls(motion=motion, **_fields_of(row))
+        return cls(motion=motion, **_fields_of(row, "tokenize_queue"))
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class TokenBlock:
             name: np.frombuffer(_value_of(row, f"emitted.{name}"), dtype).reshape(-1, *shape)
             for name, dtype, shape in json.loads(row["emitted_shapes"][0].as_py())
         }
-        return cls(bits=bits, emitted=emitted, **_fields_of(row))
+        return cls(bits=bits, emitted=emitted, **_fields_of(row, "write_queue"))
 
 
 @dataclass(frozen=True)
@@ -141,16 +142,19 @@ def _columns_of(block: MotionBlock | TokenBlock) -> dict[str, Any]:
         "ledger": _one_value(np.frombuffer(table_to_ipc(block.ledger), np.uint8)),
         "start_frame": _one_value(block.start_frame),
         "seconds": [canonical_json(block.seconds)],
+        "sent_at": [time.time()],  # for the account of time alone
         "clip_columns": _one_value(np.frombuffer(_plain_ipc(block.clip_columns), np.uint8)),
     }
 
 
-def _fields_of(row: pa.Table) -> dict[str, Any]:
+def _fields_of(row: pa.Table, queue: str) -> dict[str, Any]:
+    """Return the fields of a block that came from another process; the time on its way is booked as `queue`."""
+    waited_s = max(0.0, time.time() - row["sent_at"][0].as_py())
     return {
         "units": units_from_text(row["units"][0].as_py()),
         "ledger": table_from_ipc(_value_of(row, "ledger")),
         "start_frame": np.frombuffer(_value_of(row, "start_frame"), np.int64),
-        "seconds": json.loads(row["seconds"][0].as_py()),
+        "seconds": {**json.loads(row["seconds"][0].as_py()), queue: waited_s},
         "clip_columns": table_from_ipc(_value_of(row, "clip_columns")),
     }
 

@@ -25,6 +25,7 @@ from bitwise_vae.checkpoint import (
     weights_digest,
 )
 from bitwise_vae.config import PRESETS, ConfigError, values_from_json
+from bitwise_vae.fusible import fused_kernels
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.quality_record import QualityRecord, record_from_bytes
 from pipeline.config import CodecSpec, Contract, Numerics
@@ -126,7 +127,7 @@ def numerics_here(device: torch.device) -> Numerics:
         name = torch.cuda.get_device_name(device)
     else:
         name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
-    return Numerics(device=name, torch=torch.__version__, pyarrow=pa.__version__)
+    return Numerics(device=name, torch=torch.__version__, pyarrow=pa.__version__, kernels=fused_kernels(device))
 
 
 def pick_device() -> torch.device:

@@ -27,9 +27,12 @@ class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, UTF-8 kept."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def digest_of(value: Any, length: int = 16) -> str:
@@ -153,6 +156,13 @@ class Numerics(_Spec):
     device: str
     torch: str
     pyarrow: str
+    kernels: str = ""
+    """Name and version of what computes instead of torch's own operations, empty without."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent_kernels(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = serialize(self)
+        return {name: value for name, value in tree.items() if name != "kernels" or value}
 
 
 class Contract(_Spec):

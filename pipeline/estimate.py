@@ -268,7 +268,7 @@ class _Probe:
         tokens = _rows_of(self._block, contract)
         few = tokens.slice(0, 0)
 
-        def each(written: Callable[[pa.Table], bytes]) -> int:
+        def each(written: Callable[[pa.Table], bytes | bytearray]) -> int:
             return -((len(written(few)) - len(written(tokens))) // int(tokens.num_rows))
 
         parquet = each(lambda rows: shard_to_parquet(rows, contract))

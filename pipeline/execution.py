@@ -9,9 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.blocks import UnitAccount
+from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount
 from pipeline.config import Numerics
 from pipeline.export.tasks import RunTasks
 from pipeline.isolation import Survives
@@ -19,12 +19,30 @@ from pipeline.observer import JobObserver
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
 from pipeline.stopping import StopSwitch
-from pipeline.tokenizer_actor import TokenizerSettings
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 from pipeline.write_fragments import FragmentWriter
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # tokenizer_actor.py imports torch, which tasks that only read or write need not wait for
     from pipeline.gate import GateResult
+    from pipeline.tokenizer_actor import TokenizeListener, TokenizerSettings
+
+
+class Tokenizer(Protocol):
+    """What the graph hosts: motion of a run of units in, its tokens out."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several threads may call `tokenize`."""
+
+    def tokenize(self, block: MotionBlock) -> TokenBlock:
+        """Return the tokens of a block."""
+
+
+def tokenizer_of(codec: bytes, settings: TokenizerSettings, listener: TokenizeListener) -> Tokenizer:
+    """Return the tokenizer of a job."""
+    from pipeline.tokenizer_actor import TokenizerActor
+
+    return TokenizerActor(codec, settings, listener)
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,8 @@ class TokenizeStages:
     num_actors: int
     cpus_per_actor: float
     gpus_per_actor: float
+    host: Callable[[bytes, TokenizerSettings, TokenizeListener], Tokenizer] = tokenizer_of
+    """Builds the tokenizer where it works."""
 
 
 @dataclass

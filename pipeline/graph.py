@@ -17,9 +17,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -27,15 +27,19 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_text, units_to_text
 from pipeline.errors import IncompleteError, MotionTokensError
-from pipeline.execution import TokenizeProgress, TokenizeStages
+from pipeline.execution import TokenizeProgress, Tokenizer, TokenizeStages
 from pipeline.export.tasks import Builder, Result, Task
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
-from pipeline.tokenizer_actor import TokenizerActor, TokenizerSettings
 from pipeline.write_fragments import FragmentWriter
+
+if TYPE_CHECKING:  # it imports torch, which workers that only read or write need not wait for
+    from pipeline.tokenizer_actor import TokenizerSettings
 
 UnitRun = Sequence[Unit]
 ACTOR_START_LIMIT_S = 600
+READ_AHEAD, GPU_READ_AHEAD = 2.0, 10.0
+"""A GPU is through with a row long before another is read: as many must lie ready as are read at a time."""
 TICK_S = 0.25
 LOSS_PAUSE_S = 0.5
 """After workers are lost: a signal to the whole process group may reach them before it reaches this process."""
@@ -50,7 +54,7 @@ def tokenize_with_ray(
     """Read and write in Ray tasks, tokenize in a pool of actors; only accounts reach the driver."""
     if not runs:
         return
-    configure_ray_data()
+    configure_ray_data(read_ahead=GPU_READ_AHEAD if stages.gpus_per_actor else READ_AHEAD)
     hub: Any = JobHub.remote(stages.codec)  # type: ignore[attr-defined]
     rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
     one_row = {"batch_size": 1, "batch_format": "pyarrow"}
@@ -58,8 +62,8 @@ def tokenize_with_ray(
     motion = rows.map_batches(_ReadTask(stages.reader, hub), num_cpus=0.5, max_retries=CRASH_RETRIES, **one_row)
     tokens = motion.map_batches(
         _HostedTokenizer,
-        fn_constructor_args=(hub, stages.tokenizer),
-        compute=ActorPoolStrategy(size=stages.num_actors, max_tasks_in_flight_per_actor=2),
+        fn_constructor_args=(hub, stages.tokenizer, stages.host),
+        compute=_actor_pool(stages),
         num_cpus=stages.cpus_per_actor,
         num_gpus=stages.gpus_per_actor,
         max_restarts=-1,
@@ -78,6 +82,18 @@ def tokenize_with_ray(
         if isinstance(found, IncompleteError):
             progress.check(is_drained=True)  # a stop took the workers too
         raise found from error
+
+
+def _actor_pool(stages: TokenizeStages) -> ActorPoolStrategy:
+    """Return how actors take rows: one has at most two in work, on a GPU both at a time, and as many wait for it."""
+    if stages.gpus_per_actor:
+        return ActorPoolStrategy(
+            size=stages.num_actors,
+            max_tasks_in_flight_per_actor=4,
+            enable_true_multi_threading=True,
+            max_concurrent_calls_per_actor=2,
+        )
+    return ActorPoolStrategy(size=stages.num_actors, max_tasks_in_flight_per_actor=2)
 
 
 def survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
@@ -136,16 +152,17 @@ class _ReadTask:
 
 
 class _HostedTokenizer:
-    """The tokenizer as a Ray actor; Ray builds it once a worker and calls it once a row."""
+    """The tokenizer as a Ray actor; Ray builds it once a worker and calls it once a row, on a GPU from two threads."""
 
-    def __init__(self, hub: Any, settings: TokenizerSettings) -> None:
+    def __init__(self, hub: Any, settings: TokenizerSettings, host: Callable[..., Tokenizer]) -> None:
         self._hub = hub
         with told(hub):
-            self._tokenizer = TokenizerActor(ray.get(hub.codec.remote()), settings, _HubListener(hub))
+            self._tokenizer = host(ray.get(hub.codec.remote()), settings, _HubListener(hub))
+        self._turn: AbstractContextManager[Any] = nullcontext() if self._tokenizer.is_shared else threading.Lock()
         hub.ready.remote()
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        with told(self._hub):
+        with told(self._hub), self._turn:
             return self._tokenizer.tokenize(MotionBlock.from_table(row)).to_table()
 
 
@@ -254,9 +271,14 @@ def _report(hub: Any, progress: TokenizeProgress) -> None:
     progress.encoded(encoded_windows)
 
 
-def configure_ray_data() -> None:
-    """Set Ray Data up for rows that stand for units: nothing split, nothing printed, no order."""
+def configure_ray_data(read_ahead: float = READ_AHEAD) -> None:
+    """Set Ray Data up for rows that stand for units: nothing split, nothing printed, no order.
+
+    Args:
+        read_ahead: rows that are read before their turn, times those that tokenizers hold.
+    """
     context = DataContext.get_current()
+    context.downstream_capacity_backpressure_ratio = read_ahead
     context.target_max_block_size = None  # a run of units is never split
     context.enable_progress_bars = False
     context.print_on_execution_start = False

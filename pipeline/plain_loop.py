@@ -11,7 +11,6 @@ from pipeline.blocks import UnitAccount
 from pipeline.execution import TokenizeProgress, TokenizeStages
 from pipeline.export.tasks import Builder, Result, Task
 from pipeline.plan import Unit
-from pipeline.tokenizer_actor import TokenizerActor
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 
 
@@ -21,7 +20,7 @@ def tokenize_here(
     """Read, tokenize and write in this process, one run after the other."""
     if not runs:
         return
-    tokenizer = TokenizerActor(stages.codec, stages.tokenizer, progress)
+    tokenizer = stages.host(stages.codec, stages.tokenizer, progress)
     progress.ready(0.0)
     for run in runs:
         if progress.is_stopping:

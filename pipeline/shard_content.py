@@ -6,12 +6,12 @@ Knows no Ray, torch or storage.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import Contract, canonical_json, hash64
@@ -40,7 +40,7 @@ def content_of_parquet(data: bytes, contract: Contract) -> ShardContent:
     Raises:
         VerifyError: its contract or columns are not the dataset's.
     """
-    file = pq.ParquetFile(io.BytesIO(data))
+    file = pq.ParquetFile(pa.BufferReader(data))
     wanted = canonical_json(contract.model_dump(mode="json")).encode()
     if (file.metadata.metadata or {}).get(CONTRACT_KEY) != wanted:
         raise VerifyError("the contract in the footer is not the dataset's")
@@ -82,16 +82,31 @@ def _content_of_rows(table: pa.Table, contract: Contract) -> ShardContent:
 
 
 def _column_bytes(column: pa.ChunkedArray) -> bytes:
+    """Return bytes that are equal for equal columns of one schema, however they are chunked or encoded."""
     kind = column.type
-    if pa.types.is_integer(kind) and not column.null_count:
-        numbers: bytes = column.to_numpy().tobytes()
-        return numbers
-    values = column.to_pylist()
+    if column.null_count or (pa.types.is_nested(kind) and not pa.types.is_dictionary(kind)):
+        return canonical_json(column.to_pylist()).encode()
+    if pa.types.is_dictionary(kind):
+        column = column.cast(pa.string())
     if pa.types.is_fixed_size_binary(kind):
-        return b"".join(values)
-    if pa.types.is_binary(kind):
-        return b"".join(len(value).to_bytes(8, "little") + value for value in values)
-    return canonical_json(values).encode()
+        return b"".join(_fixed_bytes(chunk, kind.byte_width) for chunk in column.chunks)
+    if pa.types.is_string(column.type) or pa.types.is_binary(kind):
+        lengths: bytes = pc.binary_length(column).to_numpy().tobytes()
+        return lengths + b"".join(_text_bytes(chunk) for chunk in column.chunks)
+    numbers: bytes = column.to_numpy().tobytes()
+    return numbers
+
+
+def _fixed_bytes(chunk: pa.Array, width: int) -> memoryview:
+    return memoryview(chunk.buffers()[1])[chunk.offset * width : (chunk.offset + len(chunk)) * width]
+
+
+def _text_bytes(chunk: pa.Array) -> memoryview:
+    _, edges, data = chunk.buffers()
+    if not len(chunk) or data is None:
+        return memoryview(b"")
+    places = np.frombuffer(edges, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return memoryview(data)[places[0] : places[-1]]
 
 
 def window_sum(starts: np.ndarray, num_frames: int, window_frames: int) -> int:

@@ -42,7 +42,7 @@ def tokens_to_parquet(tokens: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
         tokens: rows of `token_schema`.
         metadata: footer keys and values.
     """
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     plain = [_leaf(field) for field in tokens.schema if not _is_array(field.type)]
     texts = [field.name for field in tokens.schema if _is_text(field.type)]
     writer = pq.ParquetWriter(
@@ -55,7 +55,8 @@ def tokens_to_parquet(tokens: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
     with writer:
         writer.write_table(tokens, row_group_size=_rows_of_group(tokens))
         writer.add_key_value_metadata(metadata)
-    return sink.getvalue()
+    found: bytes = sink.getvalue().to_pybytes()
+    return found
 
 
 def _rows_of_group(tokens: pa.Table) -> int:
@@ -144,7 +145,7 @@ class TokenStore:
         """
         path = self.fragment_path(unit_key, stamp)
         try:
-            return pq.read_table(io.BytesIO(self.folder.read(path)))
+            return pq.read_table(pa.BufferReader(self.folder.read(path)))
         except (FileNotFoundError, pa.ArrowException) as error:
             raise self._broken(path, error) from error
 

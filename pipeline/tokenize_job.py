@@ -33,6 +33,12 @@ from pipeline.write_fragments import FragmentWriter
 
 STAT_THREADS = 16
 
+RUN_S = 10.0
+"""What a row is to compute on CPUs: long against what passing it costs, short against what a stop may lose."""
+CORE_SPEED = 13 * 6 * 512**2
+"""Windows a second of one core, times depth and squared hidden size: measured at depth 6 and hidden size 512."""
+BYTES_A_NUMBER = 4
+
 
 @dataclass(frozen=True)
 class JobControl:
@@ -136,8 +142,8 @@ def _tokenize(job: Job, missing: Sequence[Unit], executor: Executor, progress: T
         IncompleteError: the stages ended, but units are missing still.
     """
     num_actors = job.config.run.workers or int(executor.num_gpus) or 1
-    runs = group_units(missing, num_actors)
-    stages = _stages(job, executor, min(num_actors, len(runs)))
+    runs = runs_of(job, missing, executor, num_actors)
+    stages = stages_of(job, executor, min(num_actors, len(runs)))
     for account in executor.tokenize(runs, stages, progress):
         progress.committed(account)
     lost = _missing(job, Plan(tuple(missing)))
@@ -154,13 +160,27 @@ def _tokenize(job: Job, missing: Sequence[Unit], executor: Executor, progress: T
         raise IncompleteError(f"{len(lost)} units have no fragment ({names}, ..): run the same command again")
 
 
-def _stages(job: Job, executor: Executor, num_actors: int) -> TokenizeStages:
-    cores = min(int(executor.num_cpus), os.cpu_count() or 1)
+def runs_of(job: Job, units: Sequence[Unit], executor: Executor, num_actors: int) -> list[list[Unit]]:
+    """Return the units of a job in runs: what one row of the graph carries, about `RUN_S` of computing on CPUs.
+
+    A GPU takes less time over as much as a row may hold in memory.
+    """
+    if executor.num_gpus:
+        return group_units(units, num_actors)
+    codec, corpus = job.contract.codec, job.contract.corpus
+    window_cost = codec.depth * codec.hidden_dim**2 * (1 + corpus.window.phases)
+    windows_per_s = CORE_SPEED * _threads_of(job, executor, num_actors) / window_cost
+    window_bytes = BYTES_A_NUMBER * corpus.window.stride * codec.motion_dim
+    return group_units(units, num_actors, int(RUN_S * windows_per_s * window_bytes))
+
+
+def stages_of(job: Job, executor: Executor, num_actors: int) -> TokenizeStages:
+    """Return the stages of a job as so many actors run them."""
     run = job.config.run
     settings = TokenizerSettings(
         contract=job.contract,
         store=job.store,
-        num_threads=run.threads or max(1, cores // num_actors),
+        num_threads=_threads_of(job, executor, num_actors),
         mixed_numerics=run.numerics == "mixed",
     )
     on_gpu = executor.num_gpus > 0
@@ -174,6 +194,12 @@ def _stages(job: Job, executor: Executor, num_actors: int) -> TokenizeStages:
         cpus_per_actor=0.0 if on_gpu else cpu_share(executor.num_cpus, num_actors),
         gpus_per_actor=1.0 if on_gpu else 0.0,
     )
+
+
+def _threads_of(job: Job, executor: Executor, num_actors: int) -> int:
+    """Return the threads that each tokenizer computes with."""
+    cores = min(int(executor.num_cpus), os.cpu_count() or 1)
+    return job.config.run.threads or max(1, cores // num_actors)
 
 
 def cpu_share(num_cpus: float, num_actors: int) -> float:

@@ -6,8 +6,11 @@ Names no Ray: graph.py hosts it. It reads no files; what it needs comes with the
 from __future__ import annotations
 
 import io
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +20,7 @@ import torch
 
 from bitwise_vae.checkpoint import read_checkpoint
 from bitwise_vae.encode import WindowEncoder
+from bitwise_vae.fusible import KernelError
 from pipeline.blocks import MotionBlock, TokenBlock
 from pipeline.codec import numerics_here, pick_device
 from pipeline.config import Contract
@@ -50,6 +54,7 @@ class TokenizeListener(Protocol):
 class TokenizerActor:
     """A codec on a device: built once a worker, owns the weights on it, dies with the worker.
 
+    Where `is_shared`, several threads may call `tokenize`.
     It computes only on numerics that the contract names, and leaves the null codes in the store
     before the first fragment can exist.
     """
@@ -75,25 +80,36 @@ class TokenizerActor:
                 " use equal machines, or allow it with --set run.numerics=mixed"
             )
         model = read_checkpoint(codec, "codec.safetensors")
-        self._encoder = WindowEncoder(
-            model,
-            precision=contract.corpus.precision,
-            batch_size=contract.corpus.batch_size,
-            device=device,
-            num_threads=settings.num_threads,
-            on_windows=self._count,
-        )
-        self._emitter = WindowEmitter(model, self._encoder, contract.corpus)
+        self._batch_size = contract.corpus.batch_size
         self._half_bytes = contract.codec.half_bytes
         self._listener = listener
+        self._lock = threading.Lock()
         self._untold, self._told_at = -1, time.monotonic()  # the window of zeros does not count
+        self._num_running, self._idle_since = 0, time.perf_counter()
         try:
+            self._encoder = WindowEncoder(
+                model,
+                precision=contract.corpus.precision,
+                batch_size=self._batch_size,
+                device=device,
+                num_threads=settings.num_threads,
+                on_windows=self._count,
+            )
+            self._emitter = WindowEmitter(model, self._encoder, contract.corpus)
             null_prev, null_this = self._encoder.null_bits()
         except torch.OutOfMemoryError as error:
             raise self._memory_error() from error
+        except KernelError as error:
+            raise OutputMismatchError(str(error)) from error
+        self._encoder.take_seconds()
         if not settings.store.folder.exists(CONSTANTS_PATH):
             patch_nums = np.array(contract.codec.patch_nums, np.int32)
             settings.store.folder.publish(CONSTANTS_PATH, constants_to_npz(null_prev, null_this, patch_nums))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several threads may call `tokenize`: then one's motion goes up while another's is computed."""
+        return self._encoder.is_shared
 
     def tokenize(self, block: MotionBlock) -> TokenBlock:
         """Return the bits of every window of a block, packed into full batches across its clips and units, and
@@ -102,7 +118,10 @@ class TokenizerActor:
         Raises:
             IncompleteError: the GPU has no memory for a batch; the batch shape is part of the bits and stays.
         """
-        begin = time.perf_counter()
+        with self._timed() as seconds:
+            return self._tokenize(block, seconds)
+
+    def _tokenize(self, block: MotionBlock, seconds: dict[str, float]) -> TokenBlock:
         num_windows = block.ledger["num_windows"].to_numpy()
         self._listener.begun(len(block.start_frame), sum(unit.num_bytes for unit in block.units))
         kept = num_windows > 0
@@ -126,24 +145,40 @@ class TokenizerActor:
             bits=bits.reshape(-1, 2, self._half_bytes),
             ledger=block.ledger,
             start_frame=block.start_frame,
-            seconds={**block.seconds, "tokenize": time.perf_counter() - begin},
+            seconds={**block.seconds, **seconds, **self._encoder.take_seconds()},
             clip_columns=block.clip_columns,
             emitted=emitted,
         )
 
+    @contextmanager
+    def _timed(self) -> Iterator[dict[str, float]]:
+        """Book how long nothing was there to do before this call; calls that overlap another waited for nothing."""
+        begin = time.perf_counter()
+        with self._lock:
+            starved = begin - self._idle_since if not self._num_running else 0.0
+            self._num_running += 1
+        try:
+            yield {"starved": starved}
+        finally:
+            with self._lock:
+                self._num_running -= 1
+                self._idle_since = time.perf_counter()
+
     def _memory_error(self) -> IncompleteError:
         free, total = (size >> 20 for size in torch.cuda.mem_get_info()) if torch.cuda.is_available() else (0, 0)
         return IncompleteError(
-            f"the GPU has no memory for a batch of {self._encoder.batch_size} windows ({free} of {total} MiB are free):"
+            f"the GPU has no memory for a batch of {self._batch_size} windows ({free} of {total} MiB are free):"
             " end what else uses it and run the same command again, or make another dataset with --batch-size"
         )
 
     def _count(self, num_windows: int, flush: bool = False) -> None:
-        self._untold += num_windows
         now = time.monotonic()
-        if self._untold > 0 and (flush or now - self._told_at > TELL_INTERVAL_S):
-            self._listener.encoded(self._untold)
-            self._untold, self._told_at = 0, now
+        with self._lock:
+            self._untold += num_windows
+            if self._untold <= 0 or not (flush or now - self._told_at > TELL_INTERVAL_S):
+                return
+            untold, self._untold, self._told_at = self._untold, 0, now
+        self._listener.encoded(untold)
 
 
 def _tensor_of(motion: np.ndarray) -> torch.Tensor:

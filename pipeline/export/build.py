@@ -21,6 +21,9 @@ from pipeline.schema import token_schema
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
 
+MAX_SLICES = 16
+"""Above so many, copying rows takes less time than putting slices together."""
+
 SUFFIX = {"parquet": "parquet", "webdataset": "tar"}
 
 
@@ -105,25 +108,30 @@ class ShardBuilder:
 
     def _publish(self, split: str, name: str, tokens: pa.Table) -> ShardFile:
         contract = self.contract
+        data: bytes | memoryview
         if name == "parquet":
             data = shard_to_parquet(tokens, contract)
         else:
-            data = shard_to_tar(tokens, contract.codec, contract.corpus, self.windows_per_sample)
+            data = memoryview(shard_to_tar(tokens, contract.codec, contract.corpus, self.windows_per_sample))
         digest = hashlib.sha256(data).hexdigest()
         path = f"{name}/{split}/{split}-{digest[:12]}.{SUFFIX[name]}"
         if not self._stands(path, data):
             self.output.publish(path, data)
         return ShardFile(path=path, split=split, windows=tokens.num_rows, bytes=len(data), sha256=digest)
 
-    def _stands(self, path: str, data: bytes) -> bool:
+    def _stands(self, path: str, data: bytes | memoryview) -> bool:
         """Return whether a file holds just these bytes; its name alone would not show damage."""
         standing = self.output.stat(path)
         return standing is not None and standing.num_bytes == len(data) and self.output.read(path) == data
 
 
 def select_rows(table: pa.Table, intervals: np.ndarray) -> pa.Table:
-    """Return the rows of intervals, (n, 2) first and past-the-last row."""
-    if len(intervals) <= 16:
+    """Return the rows of intervals, (n, 2) first and past-the-last row.
+
+    Few rows of many are copied: a slice would keep the whole table in memory, and a small split draws on every unit.
+    """
+    num_rows = int((intervals[:, 1] - intervals[:, 0]).sum())
+    if len(intervals) <= MAX_SLICES and num_rows > table.num_rows // 2:
         return pa.concat_tables([table.slice(start, stop - start) for start, stop in intervals])
     rows = np.concatenate([np.arange(start, stop) for start, stop in intervals])
     return table.take(pa.array(rows))

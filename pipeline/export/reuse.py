@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +24,8 @@ Recipes = Sequence[str]
 """One hash a shard, shards in order; "" where a shard is made anew each time."""
 
 STAT_THREADS = 16
+LEDGERS_HELD = 16
+"""Texts of units that are kept for the next shard: neighbours share one, and all together would grow with the clips."""
 _NAMED = ("clip_id", "source", "num_frames", "num_windows", "motion_digest")
 
 
@@ -84,13 +87,11 @@ def recipes_of(
     base = digest_of(tree if windows_per_sample == 1 else [tree, windows_per_sample])
     edges = np.searchsorted(clips.unit, np.arange(int(clips.unit.max(initial=-1)) + 2))
     named = clips.table.select(_NAMED)
-    ledgers: dict[int, bytes] = {}
 
+    @lru_cache(LEDGERS_HELD)
     def ledger(unit: int) -> bytes:
-        if unit not in ledgers:
-            rows = named.slice(edges[unit], edges[unit + 1] - edges[unit])
-            ledgers[unit] = canonical_json(rows.to_pydict()).encode()
-        return ledgers[unit]
+        rows = named.slice(edges[unit], edges[unit + 1] - edges[unit])
+        return canonical_json(rows.to_pydict()).encode()
 
     recipes: list[str] = []
     for task in tasks:

@@ -20,6 +20,8 @@ import pyarrow as pa
 
 from pipeline.config import CodecSpec, CorpusSpec, canonical_json
 from pipeline.errors import VerifyError
+from pipeline.export.plain_tar import plain_table
+from pipeline.export.tar_members import BLOCK, ArrayMembers, Bytes, members_of, tar_of
 from pipeline.schema import AUDIO_ARRAYS, WINDOW_NUMBERS, ArrayColumn, array_columns, token_schema
 
 NAME_LENGTH = 64
@@ -28,9 +30,17 @@ NAME_LENGTH = 64
 
 def sample_key(clip_id: str, start_frame: int) -> str:
     """Return the key of a window: the clip id made safe, 8 hex digits of its hash, the start frame."""
+    return _window_key(_clip_key(clip_id), start_frame)
+
+
+def _window_key(clip_key: str, start_frame: int) -> str:
+    return f"{clip_key}-{start_frame:08d}"
+
+
+def _clip_key(clip_id: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", clip_id)[:NAME_LENGTH]
     digest = hashlib.sha256(clip_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{safe}-{digest}-{start_frame:08d}"
+    return f"{safe}-{digest}"
 
 
 def sample_edges(
@@ -60,7 +70,7 @@ def _follows(row: Mapping[str, Any], before: Mapping[str, Any], corpus: CorpusSp
 
 def shard_to_tar(
     tokens: pa.Table, codec: CodecSpec, corpus: CorpusSpec | None = None, windows_per_sample: int = 1
-) -> bytes:
+) -> bytearray:
     """Return a tar shard: the adjacent members of each sample, in row order; what is no array stands in its JSON.
 
     Above one window a sample, arrays have an axis of windows before their own, the JSON has lists of `WINDOW_NUMBERS`,
@@ -73,33 +83,92 @@ def shard_to_tar(
         windows_per_sample: consecutive windows of a clip; at its end, at that of the shard, and before windows that a
             filter left out, a sample holds fewer.
     """
-    sink = io.BytesIO()
-    fixed = array_columns(codec, corpus)
-    arrays = [(array, tokens[array.name].to_pylist()) for array in fixed]
-    audio = _audio_member(corpus)
-    sounds = [(name, tokens[name].to_pylist()) for name in AUDIO_ARRAYS] if audio else []
-    rows = tokens.drop_columns([array.name for array in fixed] + [name for name, _ in sounds]).to_pylist()
-    for begin, end in sample_edges(rows, windows_per_sample, corpus):
-        fields = rows[begin]
-        key = sample_key(fields["clip_id"], fields["start_frame"])
-        count = end - begin if windows_per_sample > 1 else None
-        for array, values in arrays:
-            _add(sink, f"{key}.{array.member}", _header_of(array, count) + b"".join(values[begin:end]))
-        for name, values in sounds:
-            for member, sound in zip(_sound_members(name, audio, count), values[begin:end], strict=True):
-                _add(sink, f"{key}.{member}", _sound_to_member(sound, audio))
-        if count is not None:
-            lists = {name: [row[name] for row in rows[begin:end]] for name in WINDOW_NUMBERS if name in fields}
-            fields = fields | lists
-        _add(sink, f"{key}.json", canonical_json(fields).encode())
-    sink.write(b"\0" * (2 * tarfile.BLOCKSIZE))
-    return sink.getvalue()
+    fixed, audio = array_columns(codec, corpus), _audio_member(corpus)
+    sounds = AUDIO_ARRAYS if audio else ()
+    plain = tokens.drop_columns([array.name for array in fixed] + list(sounds))
+    clip_ids, starts = plain["clip_id"].to_pylist(), plain["start_frame"].to_pylist()
+    is_grouped = windows_per_sample > 1
+    edges = [(row, row + 1) for row in range(tokens.num_rows)]
+    if is_grouped:
+        edges = list(sample_edges(plain.select(["clip_id", "start_frame"]).to_pylist(), windows_per_sample, corpus))
+    clip_key = lru_cache(maxsize=1)(_clip_key)  # windows of a clip stand together
+    keys = [_window_key(clip_key(clip_ids[begin]), starts[begin]) for begin, _ in edges]
+    columns: list[ArrayMembers | Sequence[bytes]] = []
+    for array in fixed:
+        names = [f"{key}.{array.member}" for key in keys]
+        values = _values_of(tokens[array.name], array.num_bytes)
+        if is_grouped:
+            contents = [_header_of(array, end - begin) + values[begin:end].tobytes() for begin, end in edges]
+            columns.append(members_of(names, contents))
+        else:
+            columns.append(ArrayMembers(names, _header_of(array, None), values))
+    for name in sounds:
+        columns.append(_sound_column(tokens[name].to_pylist(), name, audio, keys, edges if is_grouped else None))
+    columns.append(members_of([f"{key}.json" for key in keys], _json_contents(plain, edges, is_grouped)))
+    return tar_of(columns, len(keys))
+
+
+def _sound_column(
+    values: Sequence[bytes], name: str, audio: str, keys: Sequence[str], edges: Sequence[tuple[int, int]] | None
+) -> list[bytes]:
+    """Return the members with the sound of each sample, joined.
+
+    Args:
+        edges: first and past-the-last row of each sample of several windows; None: each has one.
+    """
+    column: list[bytes] = []
+    for number, key in enumerate(keys):
+        begin, end = (number, number + 1) if edges is None else edges[number]
+        names = [f"{key}.{member}" for member in _sound_members(name, audio, None if edges is None else end - begin)]
+        column.append(b"".join(members_of(names, [_sound_to_member(sound, audio) for sound in values[begin:end]])))
+    return column
+
+
+def _json_contents(plain: pa.Table, edges: Sequence[tuple[int, int]], is_grouped: bool) -> list[bytes]:
+    """Return the canonical JSON of each sample's columns that are no arrays; lists of numbers where it is grouped."""
+    texts: list[list[str]] = []
+    for name in sorted(plain.column_names):
+        of_rows = _json_values(plain[name])
+        if is_grouped and name in WINDOW_NUMBERS:
+            texts.append([f"[{','.join(of_rows[begin:end])}]" for begin, end in edges])
+        else:
+            texts.append([of_rows[begin] for begin, _ in edges])
+    names = (canonical_json(name).replace("%", "%%") for name in sorted(plain.column_names))
+    template = "{" + ",".join(f"{name}:%s" for name in names) + "}"
+    return [(template % values).encode() for values in zip(*texts, strict=True)]
+
+
+def _json_values(column: pa.ChunkedArray) -> list[str]:
+    """Return the canonical JSON of each value; of texts, which repeat, each is written once."""
+    kind = column.type
+    if pa.types.is_integer(kind) and not column.null_count:
+        return [str(value) for value in column.to_pylist()]
+    if pa.types.is_string(kind) or pa.types.is_dictionary(kind):
+        codes = column.combine_chunks() if pa.types.is_dictionary(kind) else column.combine_chunks().dictionary_encode()
+        codes = codes.chunk(0) if isinstance(codes, pa.ChunkedArray) else codes
+        texts = [canonical_json(value) for value in codes.dictionary.to_pylist()]
+        return ["null" if index is None else texts[index] for index in codes.indices.to_pylist()]
+    return [canonical_json(value) for value in column.to_pylist()]
+
+
+def _values_of(column: pa.ChunkedArray, num_bytes: int) -> Bytes:
+    """Return the bytes of a column of arrays, (num_rows, num_bytes), without a copy where it is one chunk."""
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], np.uint8)[
+            chunk.offset * num_bytes : (chunk.offset + len(chunk)) * num_bytes
+        ].reshape(-1, num_bytes)
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    if len(chunks) == 1:
+        return chunks[0]
+    return np.concatenate([np.zeros((0, num_bytes), np.uint8), *chunks])
 
 
 def window_bytes(codec: CodecSpec, corpus: CorpusSpec | None = None) -> int:
     """Return what a window takes in a tar while its JSON fits a block, without audio: headers and contents."""
     sizes = [len(_npy_header(array.dtype, array.shape)) + array.num_bytes for array in array_columns(codec, corpus)]
-    return sum(tarfile.BLOCKSIZE + size + -size % tarfile.BLOCKSIZE for size in sizes) + 2 * tarfile.BLOCKSIZE
+    return sum(BLOCK + size + -size % BLOCK for size in sizes) + 2 * BLOCK
 
 
 def table_of_tar(
@@ -116,6 +185,10 @@ def table_of_tar(
         VerifyError: members of a sample are missing, doubled, or do not stand together, or have another shape; or
             samples hold other windows together.
     """
+    if windows_per_sample in (None, 1) and not _audio_member(corpus):
+        table = plain_table(data, codec, corpus, lambda array: _header_of(array, None))
+        if table is not None:
+            return table
     samples = list(samples_of_tar(data, codec, corpus, name))
     rows = [row for sample in samples for row in sample.rows]
     if windows_per_sample is not None:
@@ -236,15 +309,6 @@ def _sound_of_member(content: bytes, audio: str, where: str) -> bytes:
     if content != _sound_to_member(samples, audio):
         raise VerifyError(f"{where} is no array of int16 samples")
     return samples
-
-
-def _add(sink: io.BytesIO, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    info.mode = 0o644
-    sink.write(info.tobuf(tarfile.USTAR_FORMAT))
-    sink.write(data)
-    sink.write(b"\0" * (-len(data) % tarfile.BLOCKSIZE))
 
 
 def _header_of(array: ArrayColumn, count: int | None) -> bytes:

@@ -1,4 +1,4 @@
-"""Memory does not grow with the corpus: a job of 4 GB against one of 0.4 GB."""
+"""Memory does not grow with the corpus: a job of 4 GB against one of 0.4 GB, and one of 21 GB against one of 1.3 GB."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ FRAMES, DIMS, CLIPS_A_FILE, FILES = 1000, 106, 250, 4
 MIB = 1 << 20
 UNIT_MIB = 128
 ALLOWED_GROWTH = 1.10
+FLAT_GROWTH = 1.05
 
 
 @dataclass
@@ -102,3 +103,13 @@ def test_memory_does_not_grow_with_the_corpus(base, tmp_path, options, capsys):
         assert large.driver < ALLOWED_GROWTH * small.driver
         for name, peak in large.workers.items():
             assert peak < 800 + 3 * UNIT_MIB, f"{name} holds more than its units in flight"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_memory_of_the_driver_is_flat_up_to_twenty_gigabytes(base, tmp_path, capsys):
+    small = run_job(base, tmp_path / "small", 3)
+    large = run_job(base, tmp_path / "large", 50)
+    with capsys.disabled():
+        print(f"\n1.3 GB: {small}\n21 GB:  {large}")
+    assert large.driver < FLAT_GROWTH * small.driver

@@ -14,7 +14,8 @@ from rich.console import Console
 from bitwise_vae.config import BitwiseVAEConfig
 from jobs import bench, bench_pipeline
 from jobs.bench import SUITES, results_json, results_table, run_bench
-from jobs.bench_pipeline import BitCheck, clip_lengths, measure_pipeline, require_agreement
+from jobs.bench_data import clip_lengths
+from jobs.bench_pipeline import BitCheck, measure_pipeline, require_agreement
 from jobs.bench_result import BenchRequest, BenchResult
 from pipeline.config import WindowRule
 from pipeline.errors import ConfigError, DataError
@@ -149,7 +150,7 @@ def test_run_bench_prints_and_writes_the_results(tmp_path: Path, monkeypatch: py
 
 def test_run_bench_refuses_an_unknown_suite_or_precision() -> None:
     console = Console(file=io.StringIO())
-    with pytest.raises(ConfigError, match="there are: loader, pipeline"):
+    with pytest.raises(ConfigError, match="there are: control, export, loader, pipeline, plan, startup"):
         run_bench("pipelines", None, 8, 1, "float32", console)
     with pytest.raises(ConfigError, match="precision"):
         run_bench("pipeline", None, 8, 1, "float8", console)

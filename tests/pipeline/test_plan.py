@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.plan import (
     gather_small,
+    group_units,
     listed_of,
     make_plan,
     plan_from_bytes,
@@ -124,3 +125,11 @@ def test_gather_small_obeys_unit_files(make_corpus, unit_files):
     found = files(f"clip{n}" for n in range(20))
     runs = list(gather_small("", found, make_corpus(unit_files=unit_files)))
     assert len(runs) == (20 if unit_files == 1 else 1)
+
+
+@pytest.mark.parametrize(("most_bytes", "num_runs"), [(None, 8), (5000, 20), (1000, 100), (1, 100), (10**12, 8)])
+def test_group_units_ends_a_run_at_the_most_bytes(make_corpus, most_bytes, num_runs):
+    units = make_plan([root_of(files(f"clip{n:03}" for n in range(100)))], make_corpus(unit_files=1)).units
+    runs = group_units(units, 2, most_bytes)
+    assert [unit for run in runs for unit in run] == list(units)
+    assert abs(len(runs) - num_runs) <= 1

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
+from pipeline.export.build import select_rows
 from pipeline.export.clips import join_ledgers, resolve_duplicates
 from pipeline.export.layout import lay_out_shards, shuffled_order
 from pipeline.export.splits import assign_splits, splits_from_json
@@ -173,3 +174,12 @@ def test_splits_of_the_later_training_code_are_pairs_of_key_and_length(tools):
     assert found == ["train", "val", "val", "unlisted", "unlisted"]
     with pytest.raises(ConfigError, match="stands in train and in val"):
         splits_from_json('{"train": [["a", 1]], "val": [["a", 1]]}', "metadata.json")
+
+
+def test_select_rows_keeps_no_table_alive_for_few_of_its_rows():
+    table = pa.table({"bits": pa.array([bytes([n % 256]) * 100 for n in range(10_000)], pa.binary(100))})
+    few, most = np.array([[3, 7], [500, 502]]), np.array([[0, 9_000]])
+    for intervals in (few, most):
+        rows = np.concatenate([np.arange(*edges) for edges in intervals])
+        assert select_rows(table, intervals).equals(table.take(pa.array(rows)))
+    assert sum(chunk.buffers()[1].size for chunk in select_rows(table, few)["bits"].chunks) < 2000

@@ -1,0 +1,32 @@
+"""The suite control: units pass the real graph with tokenizers that sleep, and each has its fragment afterwards."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs import bench_control
+from jobs.bench_control import measure_control
+from jobs.bench_result import BenchRequest
+from pipeline.errors import DataError
+from pipeline.job_config import load_config
+
+
+def request(windows: int) -> BenchRequest:
+    return BenchRequest(windows, 1, load_config(None, ["run.local=true"]))
+
+
+def test_measure_control_passes_units_in_runs_and_one_by_one() -> None:
+    steps: list[str] = []
+    (result,) = measure_control(request(40), lambda step, *_: steps.append(step))
+    assert (result.unit, len(result.runs), len(result.baseline_runs)) == ("units/min", 1, 1)
+    assert result.details["units"] == 40
+    assert result.details["rows"][0] >= 8
+    assert result.details["rows_of_baseline"] == [10]
+    assert 0 < result.median <= 60 / bench_control.UNIT_S
+    assert steps[-1] == "done"
+
+
+def test_measure_control_finds_units_without_a_fragment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_control, "runs_of", lambda job, units, executor, num_actors: [list(units[:-1])])
+    with pytest.raises(DataError, match="1 of 12 units have no fragment"):
+        measure_control(request(12), lambda *_: None)

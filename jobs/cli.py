@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,9 @@ Settings = Annotated[
 ]
 Formats = Annotated[str | None, typer.Option("--format", help="parquet, webdataset, or both with a comma (default).")]
 Local = Annotated[bool, typer.Option("--local", help="A plain loop in this process, without Ray.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster: auto or HOST:PORT; default: RAY_ADDRESS, else none.")
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Tokenizer actors; default: one a GPU, else one.")
 ]
@@ -68,6 +71,8 @@ Gate = Annotated[
 Clips = Annotated[str | None, typer.Option(help="File with one clip id a line: only these.")]
 Exclude = Annotated[str | None, typer.Option(help="File with one clip id a line: never these.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Windows a batch; part of the dataset's identity.")]
+Deadline = Annotated[str | None, typer.Option(help="Stop at this time, resumable: 06:00.")]
+MaxRuntime = Annotated[str | None, typer.Option(help="Stop after this time, resumable: 90m, 1h30m.")]
 Checksum = Annotated[
     bool, typer.Option("--checksum", help="Tell changed files by their content instead of size and time.")
 ]
@@ -95,12 +100,14 @@ def tokenize(
     batch_size: BatchSize = None,
     workers: Workers = None,
     local: Local = False,
+    address: Address = None,
     checksum: Checksum = False,
     gate: Gate = None,
     clips: Clips = None,
     exclude: Exclude = None,
-    deadline: Annotated[str | None, typer.Option(help="Stop at this time, resumable: 06:00.")] = None,
-    max_runtime: Annotated[str | None, typer.Option(help="Stop after this time, resumable: 90m, 1h30m.")] = None,
+    deadline: Deadline = None,
+    max_runtime: MaxRuntime = None,
+    log_format: Annotated[str | None, typer.Option(help="text (default), or json: a line an event.")] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Put a dataset of other settings in this one's place.")
     ] = False,
@@ -111,22 +118,23 @@ def tokenize(
 ) -> None:
     """Tokenize motion files into a verified token dataset."""
     options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum, gate) | {
-        "run.deadline": f"'{deadline}'" if deadline else None,
-        "run.max_runtime": f"'{max_runtime}'" if max_runtime else None,
+        **limits(deadline, max_runtime),
+        "run.log_format": log_format,
         "run.restart": restart or None,
-        "input.clips.include": json.dumps(clips) if clips is not None else None,
-        "input.clips.exclude": json.dumps(exclude) if exclude is not None else None,
     }
+    options |= quoted({"run.address": address, "input.clips.include": clips, "input.clips.exclude": exclude})
     with reported():
         job = job_config(config, settings, options)
         request = tokenize_request(inputs, output, checkpoint, preset, model_config, job)
-        from jobs.tokenize_command import run_dry, run_tokenize
-
         if json_file is not None and not dry_run:
             raise ConfigError("--json is for --dry-run: a run writes runs/<run_id>/run.json")
         if dry_run:
-            run_dry(request, json_file, console)
+            from jobs.plan_command import run_plan
+
+            run_plan(request, None, json_file, console)
         else:
+            from jobs.tokenize_command import run_tokenize
+
             run_tokenize(request, console)
 
 
@@ -148,10 +156,11 @@ def export(
     clips: Clips = None,
     exclude: Exclude = None,
     local: Local = False,
+    address: Address = None,
 ) -> None:
     """Write other formats, selections, shard sizes, splits or shuffles from tokens that stand, without the model."""
     texts = {"export.where": where, "export.clips.include": clips, "export.clips.exclude": exclude}
-    options = {key: json.dumps(text) for key, text in texts.items() if text is not None}
+    options = quoted({"run.address": address, **texts})
     with reported():
         job = job_config(config, settings, {"export.formats": formats, "run.local": local or None} | options)
         from jobs.dataset_commands import run_export
@@ -179,11 +188,13 @@ def replay(
     batch_size: BatchSize = None,
     workers: Workers = None,
     local: Local = False,
+    address: Address = None,
     checksum: Checksum = False,
     gate: Gate = None,
 ) -> None:
     """Try quarantined clips again, after files were mended or could not be read, and leave the others as they are."""
     options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum, gate)
+    options |= quoted({"run.address": address})
     with reported():
         job = job_config(config, settings, options)
         request = tokenize_request(inputs, output, checkpoint, preset, model_config, job)
@@ -240,6 +251,19 @@ def tokenize_options(
         "run.local": local or None,
         "input.checksum": checksum or None,
         "gate": gate,
+    }
+
+
+def quoted(texts: Mapping[str, str | None]) -> dict[str, str]:
+    """Return configuration key -> value for texts that were given, whatever characters they hold."""
+    return {key: json.dumps(text) for key, text in texts.items() if text is not None}
+
+
+def limits(deadline: str | None, max_runtime: str | None) -> dict[str, Any]:
+    """Return configuration key -> value of the options that say when a run stops by itself."""
+    return {
+        "run.deadline": f"'{deadline}'" if deadline else None,
+        "run.max_runtime": f"'{max_runtime}'" if max_runtime else None,
     }
 
 
@@ -324,7 +348,7 @@ def main() -> None:
         command()
 
 
-from jobs import codec_cli, dataset_cli  # noqa: E402, F401 - their commands stand on the app above
+from jobs import codec_cli, dataset_cli, deploy_cli, run_cli, submit_cli  # noqa: E402, F401 - their commands stand on the app above
 
 if __name__ == "__main__":
     from jobs.cli import main as entry  # this module, as those two import it

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.display import Display, size_text
-from jobs.run_record import new_run_id, print_summary, write_run_record
+from jobs.run_record import RecordNotes, new_run_id, print_summary, write_run_record
 from jobs.session import open_session
 from jobs.tokenize_command import run_tokenize
 from pipeline.clean import Cleaning, delete_outdated, find_outdated, refuse_active_run
@@ -27,6 +27,7 @@ from pipeline.export.tasks import Builder, Result, Task
 from pipeline.export_job import export_datasets
 from pipeline.job_config import JobConfig
 from pipeline.manifest import read_manifest, read_version, split_version
+from pipeline.observer import Audience
 from pipeline.plan import make_plan
 from pipeline.replay import give_free, units_to_retry, what_came_back
 from pipeline.request import TokenizeRequest, prepare
@@ -45,7 +46,8 @@ def run_export(datasets: Sequence[str], output: str, config: JobConfig, console:
         MotionTokensError: the export cannot start, or no clip is left.
     """
     record, run_id, stop = JobRecord(), new_run_id(), StopSwitch()
-    display = Display(console, record.notes)
+    display = Display(console)
+    observer = Audience([RecordNotes(record), display])
     folder = Folder(output, config.run.storage_options)
     lease = RunLease(folder, run_id, config.run.when_active, on_wait=display.on_wait, on_lost=stop.ask)
     with display.shown(), open_session(config.run) as executor:
@@ -57,7 +59,7 @@ def run_export(datasets: Sequence[str], output: str, config: JobConfig, console:
 
         executor.start()
         record.lap("start")
-        manifest = export_datasets(datasets, lease, config, build, display)
+        manifest = export_datasets(datasets, lease, config, build, observer)
         record.lap("export")
         record.notes["executor"] = executor.name
     outcome = {"status": manifest.status, "version": manifest.version, "exit_code": 0}

@@ -22,8 +22,8 @@ from rich.panel import Panel
 from rich.text import Text
 
 from jobs.dataset_commands import run_verify
-from jobs.display import program_text
 from jobs.procedural_motion import MOTION_DIM, speech_motion
+from jobs.program import program_text
 from jobs.speaker_timeline import FPS
 from jobs.tokenize_command import run_tokenize
 from pipeline.errors import VerifyError

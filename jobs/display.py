@@ -5,16 +5,10 @@ Knows counts and clocks, nothing of data.
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -22,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jobs.pace import Pace
 from pipeline.blocks import UnitAccount
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan
@@ -39,21 +34,18 @@ STAGE_WORDS = {
 }
 LINE_INTERVAL_S = 5.0
 IDS_SHOWN = 5
-SPEED_SPAN_S = 20.0
 
 
 class Display(JobObserver):
     """Built by a command, for one job; owns the terminal while `shown`."""
 
-    def __init__(self, console: Console, notes: dict[str, Any] | None = None) -> None:
-        """Args: console: where to print. notes: of the run record, which warnings go into too."""
-        self._console, self._notes = console, {} if notes is None else notes
+    def __init__(self, console: Console) -> None:
+        """Args: console: where to print."""
+        self._console = console
         self._stage = ""
         self._counts: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
-        self._todo_bytes = 0
-        self._windows = 0
-        self._marks: list[tuple[float, int]] = []
+        self._pace = Pace()
         self._shards = (0, 0)
         self._last_line = 0.0
         self._progress = Progress(
@@ -86,8 +78,7 @@ class Display(JobObserver):
     def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
         """Show what is to be done."""
         total, num_units = plan.num_bytes, len(plan.units)
-        share = num_done / num_units if num_units else 1.0
-        self._todo_bytes = max(1, int(total * (1 - share)))
+        self._pace.plan(plan, num_done)
         done = f", {num_done:,} of them tokenized before" if num_done else ""
         skipped = f"; {num_skipped:,} other files skipped" if num_skipped else ""
         self._console.print(f"  {num_units:,} units, {size_text(total)} of motion{done}{skipped}", highlight=False)
@@ -99,13 +90,11 @@ class Display(JobObserver):
 
     def on_begun(self, num_windows: int, num_bytes: int) -> None:
         """Learn how many windows a byte of input holds, for the bar and the time left."""
-        self._counts.update(begun_windows=num_windows, begun_bytes=num_bytes)
+        self._pace.begun(num_windows, num_bytes)
 
     def on_windows(self, num_windows: int) -> None:
         """Count windows, for the speed and the bar."""
-        self._windows += num_windows
-        now = time.monotonic()
-        self._marks = [mark for mark in self._marks if mark[0] > now - SPEED_SPAN_S] + [(now, self._windows)]
+        self._pace.encoded(num_windows)
         self._update_bar()
         self._say_line()
 
@@ -119,7 +108,6 @@ class Display(JobObserver):
     def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
         """Warn of ids in a list that no clip has: they may be misspelt."""
         first = list(ids[:IDS_SHOWN])
-        self._notes.setdefault("unknown_ids", {})[setting] = {"count": len(ids), "first": first}
         shown = escape(", ".join(first)) + (", .." if len(ids) > IDS_SHOWN else "")
         many = f"{len(ids):,} ids" if len(ids) > 1 else "one id"
         text = f"{setting} names {many} that no clip has: {shown}; compare with clip_id in index/clips.parquet"
@@ -138,16 +126,9 @@ class Display(JobObserver):
         self._say_line()
 
     def _update_bar(self) -> None:
-        begun_windows, begun_bytes = self._counts["begun_windows"], self._counts["begun_bytes"]
-        if begun_bytes:
-            expected = max(begun_windows, begun_windows * self._todo_bytes / begun_bytes)
-            self._progress.update(self._bar, completed=min(self._windows, expected), total=max(1, expected))
-
-    def _speed(self) -> float:
-        if len(self._marks) < 2:
-            return 0.0
-        (begin, first), (end, last) = self._marks[0], self._marks[-1]
-        return (last - first) / (end - begin) if end > begin else 0.0
+        expected = self._pace.expected_windows
+        if expected is not None:
+            self._progress.update(self._bar, completed=min(self._pace.windows, expected), total=max(1, expected))
 
     def _facts(self) -> list[tuple[str, str]]:
         if self._stage in ("checksums", "export", "verify"):
@@ -156,8 +137,8 @@ class Display(JobObserver):
             return []
         facts = [
             ("clips", f"{self._counts['clips']:,}"),
-            ("windows", f"{self._windows:,}"),
-            ("windows/s", f"{self._speed():,.0f}"),
+            ("windows", f"{self._pace.windows:,}"),
+            ("windows/s", f"{self._pace.windows_per_s:,.0f}"),
         ]
         if self._drops:
             facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in self._drops.most_common())))
@@ -179,14 +160,6 @@ class Display(JobObserver):
         eta = f", {task.time_remaining:.0f} s left" if task.total and task.time_remaining else ""
         facts = "  ".join(f"{name} {value}" for name, value in self._facts())
         self._console.print(f"  {facts}{eta}", highlight=False)
-
-
-def program_text() -> str:
-    """Return how this program is called from where the person is: it may not be on the path."""
-    if shutil.which("motion-tokens"):
-        return "motion-tokens"
-    beside = Path(sys.executable).with_name("motion-tokens")
-    return shlex.quote(os.path.relpath(beside)) if beside.exists() else "python -m jobs.cli"
 
 
 def size_text(num_bytes: int) -> str:

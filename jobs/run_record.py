@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,13 +19,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.display import size_text
+from jobs.display import IDS_SHOWN, size_text
 from jobs.session import num_cores
 from pipeline.execution import JobRecord
 from pipeline.manifest import Manifest
+from pipeline.observer import JobObserver
 from pipeline.storage import Folder
 
 PACKAGES = ("motion-tokens", "ray", "torch", "numpy", "pyarrow", "fsspec", "s3fs")
+
+
+class RecordNotes(JobObserver):
+    """Writes into a run record what a person should find there later; built by a command for one job."""
+
+    def __init__(self, record: JobRecord) -> None:
+        self._record = record
+
+    def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
+        """Note ids in a list that no clip has."""
+        found = {"count": len(ids), "first": list(ids[:IDS_SHOWN])}
+        self._record.notes.setdefault("unknown_ids", {})[setting] = found
 
 
 def new_run_id() -> str:
@@ -56,8 +69,6 @@ def hardware() -> dict[str, Any]:
 
 def write_run_record(output: Folder, run_id: str, record: JobRecord, outcome: Mapping[str, Any]) -> str:
     """Write run.json and return its path below the output."""
-    tokenized = record.counts["windows"]
-    tokenize_s = record.seconds.get("tokenize", 0.0)
     tree = {
         "run_id": run_id,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -67,7 +78,8 @@ def write_run_record(output: Folder, run_id: str, record: JobRecord, outcome: Ma
         "counts": dict(record.counts),
         "drops": dict(record.drops),
         **({"audio": record.audio} if record.audio else {}),
-        "windows_per_s": round(tokenized / tokenize_s, 2) if tokenize_s else None,
+        **({"codes": record.codes} if record.codes else {}),
+        "windows_per_s": record.windows_per_s,
         "versions": versions(),
         "hardware": hardware(),
         **record.notes,

@@ -17,15 +17,16 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
+from jobs.submit import TOKEN_HINT
 from jobs.supervision import EXIT_STOPPED
 from pipeline.blocks import UnitAccount
 from pipeline.config import Numerics
-from pipeline.errors import IncompleteError, MotionTokensError
+from pipeline.errors import ConfigError, IncompleteError, MotionTokensError
 from pipeline.execution import Executor, TokenizeProgress, TokenizeStages
 from pipeline.export.tasks import Builder, Result, Task
-from pipeline.job_config import RunConfig
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
+from pipeline.run_config import RunConfig
 from pipeline.stopping import Stopped, StopSwitch
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 
@@ -54,11 +55,20 @@ def open_session(run: RunConfig) -> Iterator[Executor]:
     with ExitStack() as stack:
         if run.local:
             yield _local_executor()
-        elif _is_cluster_given():
-            stack.enter_context(ray_running())
-            yield _cluster_executor()
+        elif _is_cluster_given(run):
+            stack.enter_context(ray_running(address=run.address))
+            yield _cluster_executor(run)
         else:
-            yield _own_ray_executor(stack)
+            yield _own_ray_executor(stack, run.metrics_port)
+
+
+def are_metrics_taken(run: RunConfig) -> bool:
+    """Return whether a run's Ray collects metrics: a cluster does, a Ray of our own only where a port is set."""
+    return not run.local and (run.metrics_port is not None or _is_cluster_given(run))
+
+
+def _is_cluster_given(run: RunConfig) -> bool:
+    return bool(run.address or os.environ.get("RAY_ADDRESS")) or _is_initialized()
 
 
 @contextmanager
@@ -116,7 +126,7 @@ def _local_executor() -> Executor:
     )
 
 
-def _own_ray_executor(stack: ExitStack) -> Executor:
+def _own_ray_executor(stack: ExitStack, metrics_port: int | None) -> Executor:
     """Return an executor on this machine, whose Ray runs from the first `start` until the stack closes."""
     import torch
 
@@ -124,7 +134,7 @@ def _own_ray_executor(stack: ExitStack) -> Executor:
 
     def start() -> None:
         if not _is_initialized():  # without an import: Ray reads some of RAY_ENVIRONMENT when it is imported
-            stack.enter_context(ray_running())
+            stack.enter_context(ray_running(metrics_port=metrics_port))
 
     return Executor(
         name="ray",
@@ -139,12 +149,14 @@ def _own_ray_executor(stack: ExitStack) -> Executor:
     )
 
 
-def _cluster_executor() -> Executor:
-    """Return an executor on the Ray that runs already."""
+def _cluster_executor(run: RunConfig) -> Executor:
+    """Return an executor on the Ray that runs already; GPUs asked for count, for a cluster may grow."""
     import ray
 
-    resources = ray.cluster_resources()
-    num_gpus = resources.get("GPU", 0.0)
+    num_gpus = ray.cluster_resources().get("GPU", 0.0)
+    if num_gpus or run.gpus_per_worker:
+        share = run.gpus_per_worker or 1.0
+        num_gpus = max(num_gpus, share * (run.workers or run.min_workers or 1))
     return Executor(
         name="ray",
         start=lambda: None,
@@ -152,7 +164,7 @@ def _cluster_executor() -> Executor:
         build=_build_with_ray,
         measure=_measure_with_ray,
         survives=_survives_with_ray,
-        numerics=lambda: _numerics_of_a_worker(num_gpus > 0),
+        numerics=lambda: _numerics_of_a_worker(num_gpus > 0, run),
         num_cpus=_sure_cpus([node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]),
         num_gpus=num_gpus,
     )
@@ -186,12 +198,22 @@ def _survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
     return survives_with_ray(reader, unit)
 
 
-def _numerics_of_a_worker(on_gpu: bool) -> Numerics:
-    """Ask a worker of the cluster what it computes with: this machine may be another kind."""
+def _numerics_of_a_worker(on_gpu: bool, run: RunConfig) -> Numerics:
+    """Ask a worker of the cluster what it computes with: this machine may be another kind.
+
+    Raises:
+        ResourcesError: it has no place for one within `run.wait_for_resources_s`.
+    """
     import ray
 
-    probe: Any = ray.remote(_numerics_there).options(num_gpus=int(on_gpu), num_cpus=0 if on_gpu else 1)
-    return Numerics.model_validate(ray.get(probe.remote()))
+    place = {"GPU": (run.gpus_per_worker or 1.0) if on_gpu else 0.0, "CPU": 0.0 if on_gpu else 1.0}
+    probe: Any = ray.remote(_numerics_there).options(num_gpus=place["GPU"], num_cpus=place["CPU"])
+    try:
+        return Numerics.model_validate(ray.get(probe.remote(), timeout=run.wait_for_resources_s))
+    except ray.exceptions.GetTimeoutError as error:
+        from pipeline.graph import no_place
+
+        raise no_place(1, place, run.wait_for_resources_s) from error
 
 
 def _numerics_there() -> dict[str, Any]:
@@ -206,22 +228,27 @@ def _sure_cpus(cpus_of_nodes: Sequence[float]) -> float:
     return (total - max(cpus_of_nodes) if sum(cpus > 0 for cpus in cpus_of_nodes) > 1 else total) or 1.0
 
 
-def _is_cluster_given() -> bool:
-    """Return whether a Ray runs that is not ours to start: in this process, or where RAY_ADDRESS says."""
-    return bool(os.environ.get("RAY_ADDRESS")) or _is_initialized()
-
-
 def _is_initialized() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 @contextmanager
-def ray_running(shows_workers: bool = False) -> Iterator[None]:
-    """Use the Ray that runs in this process or that RAY_ADDRESS names, else start one on this machine.
+def ray_running(
+    shows_workers: bool = False, address: str | None = None, metrics_port: int | None = None
+) -> Iterator[None]:
+    """Use the Ray that runs in this process or at an address, else start one on this machine.
 
     Args:
         shows_workers: what workers print appears here too.
+        address: of a cluster; None: what RAY_ADDRESS names, if anything.
+        metrics_port: where a Ray that is started here answers Prometheus; None: it collects no metrics.
+
+    Raises:
+        IncompleteError: Ray does not start, or no cluster answers.
+        ConfigError: the cluster wants a token that this process does not have, or the address is Ray's client's.
     """
+    if metrics_port is not None:
+        os.environ.setdefault("RAY_enable_metrics_collection", "1")
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():  # Ray sets filters of its own when it is imported: they are not kept
@@ -236,17 +263,18 @@ def ray_running(shows_workers: bool = False) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": shows_workers}
-    if not os.environ.get("RAY_ADDRESS"):
+    if address := _checked(address or os.environ.get("RAY_ADDRESS")):
+        quiet["address"] = address
+    else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a Ray of our own, on this machine only
-        quiet.update(address="local", num_cpus=num_cores(), include_dashboard=False)
+        quiet.update(address="local", num_cpus=num_cores(), include_dashboard=False, _metrics_export_port=metrics_port)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(**quiet)
     except Exception as error:  # a bare one too, where Ray's own processes do not come up
         if stop_behind(error) is not None:
             raise
-        finding = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise IncompleteError(f"Ray did not start ({finding}): run the same command again") from error
+        raise _no_ray(address, error) from error
     except SystemExit as error:  # Ray sets a handler of its own for SIGTERM, which may come just now
         raise Stopped("SIGTERM") from error
     finally:
@@ -256,6 +284,30 @@ def ray_running(shows_workers: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _checked(address: str | None) -> str | None:
+    if address is not None and address.startswith("ray://"):  # a job gets no further there than its workers' start
+        raise ConfigError(
+            f"{address}: Ray Data does not work through Ray's client protocol. Run this on a node of the cluster"
+            " with --address auto, or hand it in: submit --address http://HOST:8265 COMMAND .."
+        )
+    return address
+
+
+def _no_ray(address: str | None, error: Exception) -> MotionTokensError:
+    """Return what to tell where Ray did not start, or no cluster answers at an address."""
+    import ray
+
+    finding = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not address:
+        return IncompleteError(f"Ray did not start ({finding}): run the same command again")
+    if isinstance(error, ray.exceptions.AuthenticationError):
+        return ConfigError(f"the Ray cluster at {address} refused ({finding}). {TOKEN_HINT}")
+    return IncompleteError(
+        f"no Ray cluster answers at {address} ({finding}): start one (ray start --head), or correct --address or"
+        f" RAY_ADDRESS, and run the same command again. {TOKEN_HINT}, where it wants a token"
+    )
 
 
 @contextmanager

@@ -1,32 +1,38 @@
-"""The command tokenize: a session, a display, the job, run.json, the summary.
+"""The command tokenize: a session, a display or a log, the job, run.json, the summary, and word of how it ended.
 
 Knows no data.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from jobs.display import Display, program_text
-from jobs.estimate_table import print_estimate
+from jobs.display import Display
+from jobs.json_log import JsonLog
+from jobs.metrics import MetricsObserver
+from jobs.notify import notify
+from jobs.outcome import described_run, outcome_of_dataset, outcome_of_error
+from jobs.program import program_text
 from jobs.report_command import print_gate, report_of_run
-from jobs.run_record import new_run_id, print_summary, write_run_record
-from jobs.session import open_session, stop_signals
+from jobs.run_record import RecordNotes, new_run_id, print_summary, write_run_record
+from jobs.session import are_metrics_taken, open_session, stop_signals
 from pipeline.errors import GateFailedError, MotionTokensError
-from pipeline.estimate import estimate_job
 from pipeline.execution import JobRecord
-from pipeline.job_config import RunConfig
+from pipeline.forecast import compared_forecast, read_forecast
 from pipeline.manifest import Manifest, read_manifest, read_staged
-from pipeline.plan import make_plan
-from pipeline.request import TokenizeRequest, prepare
+from pipeline.observer import Audience, JobObserver
+from pipeline.request import TokenizeRequest
+from pipeline.run_config import RunConfig
 from pipeline.stopping import StopSwitch, stop_time
-from pipeline.storage import Folder, without_secrets
+from pipeline.storage import Folder, read_text, without_secrets
 from pipeline.tokenize_job import JobControl, tokenize_dataset
 
 
@@ -38,66 +44,161 @@ class Tokenized:
     record: JobRecord
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of one run of the command share; built by `run_tokenize`."""
+
+    run_id: str
+    request: TokenizeRequest
+    output: Folder
+    record: JobRecord
+    log: JsonLog | None
+    """In the place of text, where the configuration wants it."""
+    console: Console
+    """Silent beside a log."""
+    forecast: dict[str, Any]
+    """What `run.estimate` says; empty without one."""
+    outcome: dict[str, Any]
+    """As in run.json; grows as the run ends."""
+
+    @property
+    def config(self) -> RunConfig:
+        return self.request.config.run
+
+    @property
+    def place(self) -> str:
+        """Where the dataset stands, without secrets."""
+        return without_secrets(self.request.output)
+
+    def write_record(self) -> None:
+        """Write run.json."""
+        if self.forecast:
+            plan = self.record.notes.get("plan")
+            self.record.notes["estimate"] = compared_forecast(self.forecast, self.record, plan)
+        self.outcome["run_record"] = write_run_record(self.output, self.run_id, self.record, self.outcome)
+
+
 def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
     """Run the job and tell about it.
 
     Raises:
         MotionTokensError: the job cannot start, or ended incomplete.
     """
-    output = Folder(request.output, request.config.run.storage_options)
-    run_id, record = new_run_id(), JobRecord()
-    display = Display(console, record.notes)
-    run = request.config.run
-    control = JobControl(run_id, StopSwitch(run.grace_s, stop_time(run.deadline, run.max_runtime)))
-    with display.shown(), open_session(run) as executor, stop_signals(control.stop):
+    config = request.config.run
+    run_id = new_run_id()
+    log = JsonLog(run_id) if config.log_format == "json" else None
+    run = _Run(
+        run_id=run_id,
+        request=request,
+        output=Folder(request.output, config.storage_options),
+        record=JobRecord(),
+        log=log,
+        console=Console(quiet=True) if log else console,
+        forecast={},
+        outcome={},
+    )
+    with _end_told(run):
+        run.forecast.update(_forecast_of(config))
+        manifest = _tokenize(run)
+        if run.record.already_complete:
+            run.outcome.update(outcome_of_dataset(manifest))
+            run.console.print("already complete: every unit is tokenized and published", highlight=False)
+        else:
+            _finish(run, manifest)
+    return Tokenized(manifest, run.record)
+
+
+def _forecast_of(config: RunConfig) -> dict[str, Any]:
+    if config.estimate is None:
+        return {}
+    return read_forecast(read_text(config.estimate, config.storage_options), without_secrets(config.estimate))
+
+
+def _tokenize(run: _Run) -> Manifest:
+    """Run the job; an error leaves run.json where work was done, and the report where the gate failed."""
+    config, record = run.config, run.record
+    stop_at = stop_time(config.deadline, config.max_runtime)
+    control = JobControl(run.run_id, StopSwitch(config.grace_s, stop_at))
+    with _watched(run, stop_at) as observer, open_session(config) as executor, stop_signals(control.stop):
         record.notes["executor"] = executor.name
         try:
-            manifest = tokenize_dataset(request, executor, display, record, control)
+            return tokenize_dataset(run.request, executor, observer, record, control)
         except MotionTokensError as error:
             is_staged = isinstance(error, GateFailedError)
+            run.outcome.update(outcome_of_error(error))
             if record.counts["units"] or is_staged:
-                outcome = {"status": "failed", "error": type(error).__name__, "exit_code": error.exit_code}
-                write_run_record(output, run_id, record, outcome)
+                run.write_record()
             if is_staged:
-                _report_staged(output, record, run, console)
+                _report_staged(run)
             raise
-    if record.already_complete:
-        console.print("already complete: every unit is tokenized and published", highlight=False)
-    else:
-        outcome = {"status": manifest.status, "version": manifest.version, "exit_code": 0}
-        path = write_run_record(output, run_id, record, outcome)
-        print_summary(console, output, manifest, record)
-        console.print(f"  run record {path}", highlight=False)
-        if record.gate is not None:
-            print_gate(record.gate, manifest, console)
-            if run.report:
-                report_of_run(output, manifest, record.gate, console)
-        place = escape(shlex.quote(without_secrets(request.output)))
-        console.print(f"  prove it   {escape(program_text())} verify {place}", highlight=False, soft_wrap=True)
-    return Tokenized(manifest, record)
 
 
-def run_dry(request: TokenizeRequest, json_file: Path | None, console: Console) -> None:
-    """Plan the job, say what it would write and compute, and write nothing of it.
+@contextmanager
+def _watched(run: _Run, stop_at: float | None) -> Iterator[JobObserver]:
+    """Give those who watch the job: a display or the log, and the metrics where Ray takes any.
 
-    Raises:
-        MotionTokensError: the job could not start, or its input has no windows.
+    Args:
+        stop_at: when the run stops by itself, on the monotonic clock.
     """
-    display = Display(console)
-    with display.shown(), open_session(request.config.run) as executor:
-        display.on_stage("plan")
-        job = prepare(request, executor, display)
-        plan = make_plan(job.roots, job.contract.corpus)
-        display.on_plan(plan, 0, sum(root.skipped for root in job.roots))
-        estimate = estimate_job(job, plan, executor)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(estimate.described(), indent=1) + "\n")
-    print_estimate(estimate, console)
+    with ExitStack() as stack:
+        watching: list[JobObserver] = [RecordNotes(run.record)]
+        if run.log is not None:
+            watching.append(run.log)
+        else:
+            display = Display(run.console)
+            stack.enter_context(display.shown())
+            watching.append(display)
+        if are_metrics_taken(run.config):
+            seconds_left = None if stop_at is None else stop_at - time.monotonic()
+            metrics = MetricsObserver(run.run_id, run.place, seconds_left)
+            stack.enter_context(metrics.kept_alive())
+            watching.append(metrics)
+        yield Audience(watching)
 
 
-def _report_staged(output: Folder, record: JobRecord, run: RunConfig, console: Console) -> None:
+def _finish(run: _Run, manifest: Manifest) -> None:
+    """Write run.json and the report of a dataset that was published, and tell about it."""
+    record, console = run.record, run.console
+    run.outcome.update(outcome_of_dataset(manifest))
+    run.write_record()
+    print_summary(console, run.output, manifest, record)
+    console.print(f"  run record {run.outcome['run_record']}", highlight=False)
+    if record.gate is not None:
+        print_gate(record.gate, manifest, console)
+        if run.config.report:
+            report_of_run(run.output, manifest, record.gate, console)
+    place = escape(shlex.quote(run.place))
+    console.print(f"  prove it   {escape(program_text())} verify {place}", highlight=False, soft_wrap=True)
+
+
+def _report_staged(run: _Run) -> None:
     """Write the report of a dataset whose gate failed: it shows what is wrong."""
-    manifest = read_staged(output) or read_manifest(output)
-    if run.report and record.gate is not None and manifest is not None and manifest.status == "staged":
-        report_of_run(output, manifest, record.gate, console)
+    manifest = read_staged(run.output) or read_manifest(run.output)
+    gate = run.record.gate
+    if run.config.report and gate is not None and manifest is not None and manifest.status == "staged":
+        report_of_run(run.output, manifest, gate, run.console)
+
+
+@contextmanager
+def _end_told(run: _Run) -> Iterator[None]:
+    """Tell the log, and whoever is to be notified, how the block ended, whatever ended it."""
+    try:
+        yield
+    except BaseException as error:
+        said = str(error).strip()
+        run.outcome.update(outcome_of_error(error) | {"message": said})
+        _tell_end(run)
+        raise
+    _tell_end(run)
+
+
+def _tell_end(run: _Run) -> None:
+    end = described_run(run.run_id, run.place, run.record, run.outcome)
+    if run.record.gate is not None and run.record.gate.findings:
+        end["gate_findings"] = list(run.record.gate.findings)
+    if run.log is not None:
+        run.log.say("end", end, "info" if end["exit_code"] == 0 else "error")
+    for line in notify(run.config.notify, end):
+        if run.log is not None:
+            run.log.say("not_told", {"message": line}, "warning")
+        run.console.print(f"  [yellow]not told[/yellow]   {escape(line)}", highlight=False, soft_wrap=True)

@@ -114,6 +114,8 @@ class UnitAccount:
     seconds: Mapping[str, float]
     audio: Mapping[str, float] = field(default_factory=dict)
     """What `audio_account` says; empty without audio."""
+    codes: Mapping[str, Any] = field(default_factory=dict)
+    """What `count_codes` says of some of the windows; empty where there are none."""
 
     def to_table(self) -> pa.Table:
         """Return the account as one Arrow row."""
@@ -174,4 +176,8 @@ def _one_value(array: NDArray[np.generic]) -> pa.Array:
 
 
 def _value_of(row: pa.Table, name: str) -> pa.Buffer:
-    return row[name][0].as_buffer()
+    """Return a view of the bytes of a row's only value; as a scalar, Arrow would copy them, and hold the GIL."""
+    array = row[name].combine_chunks() if row[name].num_chunks != 1 else row[name].chunk(0)
+    _, offsets, data = array.buffers()
+    start, stop = np.frombuffer(offsets, np.int64)[array.offset : array.offset + 2].tolist()
+    return data.slice(start, stop - start) if stop > start else pa.py_buffer(b"")

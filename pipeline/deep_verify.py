@@ -26,10 +26,10 @@ from pipeline.dataset_rows import BitCounts, OpenDataset, packed_bits
 from pipeline.emitted import Arrays, WindowEmitter, WindowSpans
 from pipeline.errors import InputNotFoundError
 from pipeline.export.selection import starts_passing
-from pipeline.job_config import RunConfig
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.read_units import UnitReader
 from pipeline.request import open_motion
+from pipeline.run_config import RunConfig
 from pipeline.schema import emitted_columns, token_schema
 from pipeline.storage import InputRoot
 from pipeline.where import Where

@@ -74,5 +74,9 @@ class ActiveRunError(IncompleteError):
     """Another run works on the same output."""
 
 
+class ResourcesError(IncompleteError):
+    """The cluster has no place for what the job asks for."""
+
+
 class StorageError(IncompleteError):
     """Storage did not answer after all retries."""

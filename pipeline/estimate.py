@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,7 @@ from pipeline.plan import Plan, Unit
 from pipeline.read_units import UnitReader
 from pipeline.request import Job
 from pipeline.schema import emitted_columns
+from pipeline.token_store import missing_units
 from pipeline.write_fragments import token_rows
 
 SAMPLE_UNITS, SAMPLE_BYTES = 16, 256 << 20
@@ -57,6 +59,16 @@ class WindowCount:
     num_clips_read: int
     num_clips_dropped: int
     """Of these."""
+    drops: Mapping[str, int]
+    """Of these, by reason."""
+    num_clips: int
+    """Of the whole job, dropped ones included, by the same reckoning as the windows."""
+    hours: float
+    """Of motion that is kept, likewise."""
+    read_s: float
+    """Seconds that reading these units took, one after the other."""
+    read_bytes: int
+    """Size of these units."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +102,12 @@ class JobEstimate:
     """Devices that would share the hours: GPUs; on a CPU one, all its cores together."""
     formats: tuple[str, ...]
     windows_per_shard: int
+    shard_s: float
+    """Seconds that one core takes to build the shards of a window, in all formats together."""
     num_units_done: int
     """Units of the configured choice that have a fragment already."""
+    todo_share: float
+    """Share of the input, by bytes, whose units have none."""
     choices: tuple[ChoiceEstimate, ...]
 
     @property
@@ -105,6 +121,11 @@ class JobEstimate:
         windows = min(self.windows_per_shard, self.windows.num_windows)
         of_window = {"parquet": self.configured.parquet_window_bytes, "webdataset": self.configured.tar_window_bytes}
         return {name: windows * of_window[name] for name in self.formats}
+
+    @property
+    def num_windows_todo(self) -> int:
+        """Windows that a run would encode."""
+        return round(self.windows.num_windows * self.todo_share)
 
     def described(self) -> dict[str, object]:
         """Return the estimate as plain values, for programs."""
@@ -127,7 +148,7 @@ def estimate_job(job: Job, plan: Plan, executor: Executor) -> JobEstimate:
     folders = {root.name: root.folder for root in job.roots}
     reader = UnitReader(folders, job.contract.spec, job.clips, job.codec.mean, job.codec.std)
     windows, block = _count_windows(plan, reader)
-    committed = job.store.list_fragments()
+    missing = missing_units(job.store, plan.units)
     probe = _Probe(job, block)
     configured = job.contract.corpus.emit
     choices = list(dict.fromkeys([(), *((item,) for item in EMITTED), EMITTED, configured]))
@@ -138,26 +159,30 @@ def estimate_job(job: Job, plan: Plan, executor: Executor) -> JobEstimate:
         num_devices=int(executor.num_gpus) or 1,
         formats=job.export.formats,
         windows_per_shard=job.export.windows_per_shard,
-        num_units_done=sum((unit.key, unit.stamp) in committed for unit in plan.units),
+        shard_s=probe.shard_s(),
+        num_units_done=len(plan.units) - len(missing),
+        todo_share=sum(unit.num_bytes for unit in missing) / max(1, plan.num_bytes),
         choices=probe.estimate(choices, configured, windows.num_windows),
     )
 
 
 def _count_windows(plan: Plan, reader: UnitReader) -> tuple[WindowCount, MotionBlock]:
     """Read a sample of units, the same for the same plan; return the count, and the first block with windows."""
-    order = sorted(plan.units, key=lambda unit: hash64(f"estimate\0{unit.key}"))
     chosen: list[Unit] = []
-    for unit in order[:SAMPLE_UNITS]:
+    for unit in in_drawn_order(plan.units)[:SAMPLE_UNITS]:
         if len(chosen) >= 2 and sum(other.num_bytes for other in chosen) + unit.num_bytes > SAMPLE_BYTES:
             break
         chosen.append(unit)
-    counts, num_clips, num_dropped = [], 0, 0
+    counts, num_clips, num_frames, read_s = [], 0, 0, 0.0
+    drops = Counter[str]()
     first: MotionBlock | None = None
     for unit in chosen:
         block = reader.read([unit])
         counts.append(len(block.start_frame))
         num_clips += block.ledger.num_rows
-        num_dropped += sum(reason != "" for reason in block.ledger["drop_reason"].to_pylist())
+        num_frames += len(block.motion)
+        read_s += block.seconds["read"]
+        drops.update(reason for reason in block.ledger["drop_reason"].to_pylist() if reason)
         first = _head(block) if first is None and len(block.start_frame) else first
     if first is None:
         raise NoClipLeftError(
@@ -165,7 +190,27 @@ def _count_windows(plan: Plan, reader: UnitReader) -> tuple[WindowCount, MotionB
             " tokenize names the reasons in quarantine.parquet"
         )
     num_windows, margin = _extrapolated(counts, [unit.num_bytes for unit in chosen], plan)
-    return WindowCount(num_windows, margin, len(plan.units), len(chosen), num_clips, num_dropped), first
+    read_bytes = sum(unit.num_bytes for unit in chosen)
+    scale = 1.0 if len(chosen) == len(plan.units) else plan.num_bytes / max(1, read_bytes)
+    count = WindowCount(
+        num_windows=num_windows,
+        margin=margin,
+        num_units=len(plan.units),
+        num_units_read=len(chosen),
+        num_clips_read=num_clips,
+        num_clips_dropped=drops.total(),
+        drops=dict(drops.most_common()),
+        num_clips=round(num_clips * scale),
+        hours=num_frames * scale / reader.spec.codec.fps / 3600,
+        read_s=read_s,
+        read_bytes=read_bytes,
+    )
+    return count, first
+
+
+def in_drawn_order(units: Sequence[Unit]) -> list[Unit]:
+    """Return units in an order that has nothing to do with their place, the same for the same units."""
+    return sorted(units, key=lambda unit: hash64(f"estimate\0{unit.key}"))
 
 
 def _head(block: MotionBlock) -> MotionBlock:
@@ -203,7 +248,7 @@ class _Probe:
     def __init__(self, job: Job, block: MotionBlock) -> None:
         corpus, run = job.contract.corpus, job.config.run
         self._windows_per_sample = job.export.windows_per_sample
-        self._contract, self._block = job.contract, block
+        self._contract, self._block, self._formats = job.contract, block, job.export.formats
         self._model: BitwiseVAE = read_checkpoint(job.codec.data, "codec.safetensors")
         self._num_threads = run.threads or os.cpu_count() or 1
         self._encoder = WindowEncoder(
@@ -261,6 +306,16 @@ class _Probe:
         num_rounds = min(MAX_ROUNDS, max(2, round(PROBE_S / first_s)))
         rounds = [[seconds(emitter) for emitter in emitters] for _ in range(num_rounds)]
         return [len(spans.start_frame) / min(measured) for measured in zip(*rounds, strict=True)]
+
+    def shard_s(self) -> float:
+        """Return the seconds that the rows of a window take to become a part of shards, in the formats configured."""
+        tokens = _rows_of(self._block, self._contract)
+        begin = time.perf_counter()
+        if "parquet" in self._formats:
+            shard_to_parquet(tokens, self._contract)
+        if "webdataset" in self._formats:
+            shard_to_tar(tokens, self._contract.codec, self._contract.corpus, self._windows_per_sample)
+        return (time.perf_counter() - begin) / int(tokens.num_rows)
 
     def _window_bytes(self, corpus: CorpusSpec) -> tuple[int, int]:
         """Return what a window takes in Parquet and in a tar, as rows of the sample do; arrays are zeros there."""

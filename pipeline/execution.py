@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount
+from pipeline.code_counts import add_codes
 from pipeline.config import Numerics
 from pipeline.export.tasks import RunTasks
+from pipeline.flow import Flow
 from pipeline.isolation import Survives
 from pipeline.observer import JobObserver
 from pipeline.plan import Unit
@@ -58,6 +60,10 @@ class TokenizeStages:
     gpus_per_actor: float
     host: Callable[[bytes, TokenizerSettings, TokenizeListener], Tokenizer] = tokenizer_of
     """Builds the tokenizer where it works."""
+    min_actors: int | None = None
+    """With so many it begins, and grows up to `num_actors`; None: with all."""
+    wait_for_resources_s: float = 600.0
+    """How long the first actors may wait for a place."""
 
 
 @dataclass
@@ -70,11 +76,19 @@ class JobRecord:
     drops: Counter[str] = field(default_factory=Counter)
     audio: dict[str, float] = field(default_factory=dict)
     """Clips with audio, those whose audio drifts by more than a frame, and the largest drift; empty without audio."""
+    codes: dict[str, Any] = field(default_factory=dict)
+    """How often bits are one in some of the windows; empty where none was tokenized."""
     notes: dict[str, Any] = field(default_factory=dict)
     already_complete: bool = False
     gate: GateResult | None = None
     """What the gate found, with its sample."""
     _since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def windows_per_s(self) -> float | None:
+        """Windows of this run by the seconds of its stage `tokenize`, None where nothing was tokenized."""
+        seconds = self.seconds.get("tokenize", 0.0)
+        return round(self.counts["windows"] / seconds, 2) if seconds else None
 
     def lap(self, name: str, ended_s_ago: float = 0.0) -> None:
         """Book the time since the last lap under a name."""
@@ -85,10 +99,15 @@ class JobRecord:
     def book(self, account: UnitAccount) -> None:
         """Add the account of a run of units."""
         self.counts.update(
-            units=account.num_units, clips=account.num_clips, windows=account.num_windows, frames=account.num_frames
+            units=account.num_units,
+            clips=account.num_clips,
+            windows=account.num_windows,
+            frames=account.num_frames,
+            bytes=account.num_bytes,
         )
         self.drops.update(account.drops)
         self.stage_seconds.update(account.seconds)
+        self.codes = add_codes(self.codes, account.codes)
         for name, value in account.audio.items():
             standing = self.audio.get(name, 0)
             self.audio[name] = max(standing, value) if name == "largest_drift_s" else standing + value
@@ -136,6 +155,11 @@ class TokenizeProgress:
     def encoded(self, num_windows: int) -> None:
         """So many more windows are encoded."""
         self._observer.on_windows(num_windows)
+
+    def flowed(self, flow: Flow) -> None:
+        """Units stand so between the stages."""
+        self._record.counts.update({f"{kind}_retries": count for kind, count in flow.retries.items()})
+        self._observer.on_flow(flow)
 
     def committed(self, account: UnitAccount) -> None:
         """A run of units has its fragments."""

@@ -16,7 +16,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,18 +27,19 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_text, units_to_text
-from pipeline.errors import IncompleteError, MotionTokensError
+from pipeline.errors import IncompleteError, MotionTokensError, ResourcesError
 from pipeline.execution import TokenizeProgress, Tokenizer, TokenizeStages
 from pipeline.export.tasks import Builder, Result, Task
+from pipeline.flow import Flow, FlowBook
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
+from pipeline.storage import num_retries
 from pipeline.write_fragments import FragmentWriter
 
 if TYPE_CHECKING:  # it imports torch, which workers that only read or write need not wait for
     from pipeline.tokenizer_actor import TokenizerSettings
 
 UnitRun = Sequence[Unit]
-ACTOR_START_LIMIT_S = 600
 READ_AHEAD, GPU_READ_AHEAD = 2.0, 10.0
 """A GPU is through with a row long before another is read: as many must lie ready as are read at a time."""
 TICK_S = 0.25
@@ -54,7 +56,7 @@ def tokenize_with_ray(
     """Read and write in Ray tasks, tokenize in a pool of actors; only accounts reach the driver."""
     if not runs:
         return
-    configure_ray_data(read_ahead=GPU_READ_AHEAD if stages.gpus_per_actor else READ_AHEAD)
+    configure_ray_data(stages.wait_for_resources_s, GPU_READ_AHEAD if stages.gpus_per_actor else READ_AHEAD)
     hub: Any = JobHub.remote(stages.codec)  # type: ignore[attr-defined]
     rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
     one_row = {"batch_size": 1, "batch_format": "pyarrow"}
@@ -77,6 +79,12 @@ def tokenize_with_ray(
             _report(hub, progress)
             yield UnitAccount.from_text(text)
         _report(hub, progress)
+    except ray.exceptions.GetTimeoutError as error:
+        raise no_place(
+            stages.min_actors or stages.num_actors,
+            {"GPU": stages.gpus_per_actor, "CPU": stages.cpus_per_actor},
+            stages.wait_for_resources_s,
+        ) from error
     except Exception as error:
         found = own_error(error, hub)
         if isinstance(found, IncompleteError):
@@ -85,15 +93,30 @@ def tokenize_with_ray(
 
 
 def _actor_pool(stages: TokenizeStages) -> ActorPoolStrategy:
-    """Return how actors take rows: one has at most two in work, on a GPU both at a time, and as many wait for it."""
+    """Return how many actors there are, and how they take rows: one has at most two in work, on a GPU both at a time,
+    and as many wait for it."""
+    sizes = {"min_size": stages.min_actors or stages.num_actors, "max_size": stages.num_actors}
     if stages.gpus_per_actor:
         return ActorPoolStrategy(
-            size=stages.num_actors,
+            **sizes,
             max_tasks_in_flight_per_actor=4,
             enable_true_multi_threading=True,
             max_concurrent_calls_per_actor=2,
         )
-    return ActorPoolStrategy(size=stages.num_actors, max_tasks_in_flight_per_actor=2)
+    return ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=2)
+
+
+def no_place(num_workers: int, each: Mapping[str, float], waited_s: float) -> ResourcesError:
+    """Return what to tell where workers that take so much each did not all stand in time."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    wanted = {name: amount for name, amount in each.items() if amount}
+    found = ", ".join(f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free now)" for name in wanted or each)
+    a_worker = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items()) or "no resources"
+    return ResourcesError(
+        f"{num_workers} workers of {a_worker} each did not stand within {waited_s:g} s: the cluster has {found}."
+        " Ask for less (--workers, run.min_workers, run.gpus_per_worker), wait longer (run.wait_for_resources_s)"
+        " or add nodes; then run the same command again"
+    )
 
 
 def survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
@@ -146,9 +169,10 @@ class _ReadTask:
         self._reader, self._hub = reader, hub
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        is_stopping = ray.get(self._hub.is_stopping.remote())
-        with told(self._hub):
-            return self._reader.read(() if is_stopping else units_from_text(row["units"][0].as_py())).to_table()
+        if ray.get(self._hub.is_stopping.remote()):
+            return self._reader.read(()).to_table()
+        with followed(self._hub, "read", row):
+            return self._reader.read(units_from_text(row["units"][0].as_py())).to_table()
 
 
 class _HostedTokenizer:
@@ -162,7 +186,7 @@ class _HostedTokenizer:
         hub.ready.remote()
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        with told(self._hub), self._turn:
+        with followed(self._hub, "tokenize", row), self._turn:
             return self._tokenizer.tokenize(MotionBlock.from_table(row)).to_table()
 
 
@@ -173,7 +197,7 @@ class _WriteTask:
         self._writer, self._hub = writer, hub
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        with told(self._hub):
+        with followed(self._hub, "write", row):
             return self._writer.write(TokenBlock.from_table(row)).to_table()
 
 
@@ -187,6 +211,17 @@ def told(hub: Any) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def followed(hub: Any, stage: str, row: pa.Table) -> Iterator[None]:
+    """Tell the hub that a row of units goes through a stage, without waiting, and of an exception there."""
+    units = row["units"][0].as_py().encode()
+    run, retried = zlib.crc32(units), num_retries()
+    hub.enter.remote(stage, run, units.count(b'"unit_key"'))
+    with told(hub):
+        yield
+    hub.leave.remote(stage, run, num_retries() - retried)
+
+
 @ray.remote(num_cpus=0)
 class JobHub:
     """What all tokenizers of a job share: it hands out the weights, and counts windows while runs of units
@@ -198,6 +233,15 @@ class JobHub:
         self._ready_at: float | None = None
         self._failure: Exception | None = None
         self._is_stopping = False
+        self._flow = FlowBook()
+
+    def enter(self, stage: str, run: int, num_units: int) -> None:
+        """Note that a run of units begins a stage."""
+        self._flow.enter(stage, run, num_units)
+
+    def leave(self, stage: str, run: int, storage_retries: int) -> None:
+        """Note that a run of units has passed a stage."""
+        self._flow.leave(stage, run, storage_retries)
 
     def stop(self) -> None:
         """Let read tasks that begin from now on read nothing."""
@@ -233,8 +277,8 @@ class JobHub:
         """Note work that is done."""
         self._encoded_windows += num_windows
 
-    def take(self) -> tuple[float | None, int, int, int]:
-        """Return how long ago the first tokenizer stood ready, seconds, and the counts since the last call.
+    def take(self) -> tuple[float | None, int, int, int, Flow]:
+        """Return how long ago the first tokenizer stood ready, seconds, the counts since the last call, and the flow.
 
         Raises:
             Exception: the first that a stage met.
@@ -244,7 +288,7 @@ class JobHub:
         age_s = None if self._ready_at is None else time.monotonic() - self._ready_at
         counts = self._begun_windows, self._begun_bytes, self._encoded_windows
         self._begun_windows = self._begun_bytes = self._encoded_windows = 0
-        return age_s, *counts
+        return age_s, *counts, self._flow.take()
 
 
 @dataclass(frozen=True)
@@ -264,17 +308,19 @@ def _report(hub: Any, progress: TokenizeProgress) -> None:
     progress.check()
     if progress.is_stopping:
         hub.stop.remote()
-    age_s, begun_windows, begun_bytes, encoded_windows = ray.get(hub.take.remote())
+    age_s, begun_windows, begun_bytes, encoded_windows, flow = ray.get(hub.take.remote())
     if age_s is not None:
         progress.ready(age_s)
     progress.begun(begun_windows, begun_bytes)
     progress.encoded(encoded_windows)
+    progress.flowed(flow)
 
 
-def configure_ray_data(read_ahead: float = READ_AHEAD) -> None:
+def configure_ray_data(wait_for_resources_s: float = 0.0, read_ahead: float = READ_AHEAD) -> None:
     """Set Ray Data up for rows that stand for units: nothing split, nothing printed, no order.
 
     Args:
+        wait_for_resources_s: how long the first actors of a pool may take to stand.
         read_ahead: rows that are read before their turn, times those that tokenizers hold.
     """
     context = DataContext.get_current()
@@ -282,7 +328,7 @@ def configure_ray_data(read_ahead: float = READ_AHEAD) -> None:
     context.target_max_block_size = None  # a run of units is never split
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.wait_for_min_actors_s = ACTOR_START_LIMIT_S
+    context.wait_for_min_actors_s = wait_for_resources_s
     context.execution_options.preserve_order = False
     context.max_errored_blocks = -1  # a dead process loses its own row only; exceptions reach the driver by the hub
     with suppress(ImportError):  # a part of Ray without promise

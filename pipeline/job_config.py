@@ -11,34 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from yaml.parser import ParserError
-from yaml.scanner import ScannerError
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from pipeline.deploy_config import DeployConfig
 from pipeline.errors import ConfigError
+from pipeline.run_config import RunConfig, Section
 from pipeline.where import parse_where
+from pipeline.yaml_text import parse_yaml, yaml_fault
 
 MIB = 1 << 20
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the numbers of YAML 1.2: in 1.1, a column range such as 0:52 is a number of base 60."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+_SECRET_KEYS = {"storage_options", "webhook"}
+"""Keys whose values may hold credentials: they are never shown."""
 
 
 def _items(value: object) -> object:
@@ -48,11 +31,7 @@ def _items(value: object) -> object:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class ClipList(_Section):
+class ClipList(Section):
     """Files with one clip id a line: only these, or all but these."""
 
     include: str | None = None
@@ -64,7 +43,7 @@ class ClipList(_Section):
         return {"include": value} if isinstance(value, str) else value
 
 
-class AudioConfig(_Section):
+class AudioConfig(Section):
     """Where a clip's audio is found, and how it is kept; without a field there is none."""
 
     field: str | None = Field(None, description="field with the audio: numbers, wav or flac bytes, or a path")
@@ -80,7 +59,7 @@ class AudioConfig(_Section):
         return self
 
 
-class InputConfig(_Section):
+class InputConfig(Section):
     """How motion is found inside the input files."""
 
     format: Literal["auto", "parquet", "webdataset", "npz", "npy", "lmdb"] = "auto"
@@ -122,7 +101,7 @@ class InputConfig(_Section):
         return value
 
 
-class WindowConfig(_Section):
+class WindowConfig(Section):
     """Where windows stand in a clip."""
 
     preset: Literal["training"] | None = Field(None, description="training: stride of half a window, one jitter phase")
@@ -132,7 +111,7 @@ class WindowConfig(_Section):
     seed: int = Field(0, ge=0, description="seed of the phases")
 
 
-class UnitConfig(_Section):
+class UnitConfig(Section):
     """How input is cut into units of work."""
 
     bytes: int = Field(128 * MIB, ge=1, description="motion bytes a unit, about")
@@ -149,11 +128,11 @@ def check_split_name(name: str) -> None:
         raise ConfigError(f"split name {name!r}: use letters, digits and _ (64 at most)")
 
 
-class SplitConfig(_Section):
+class SplitConfig(Section):
     """How clips are divided into splits."""
 
     by: str = Field("clip_id", min_length=1, description="clip_id, source, another column of clips, or file")
-    ratios: dict[str, float] = {"train": 0.98, "val": 0.01, "test": 0.01}
+    ratios: dict[str, float] = Field({"train": 0.98, "val": 0.01, "test": 0.01})
     salt: str = ""
     file: str | None = Field(None, description="JSON: split name -> list of clip ids; with by: file")
 
@@ -175,7 +154,7 @@ class SplitConfig(_Section):
         return self
 
 
-class ExportConfig(_Section):
+class ExportConfig(Section):
     """How fragments become shards."""
 
     formats: tuple[Literal["parquet", "webdataset"], ...] = ("parquet", "webdataset")
@@ -212,7 +191,7 @@ Emitted = Literal["latent", "flips", "decoded_prev"]
 EMITTED: tuple[Emitted, ...] = get_args(Emitted)
 
 
-class FlipConfig(_Section):
+class FlipConfig(Section):
     """Pairs of bits for self-correction: what `emit: [flips]` stores, and what a loader draws by the same rule."""
 
     pairs: int = Field(4, ge=1, le=64, description="pairs a window")
@@ -220,35 +199,7 @@ class FlipConfig(_Section):
     seed: int = Field(0, ge=0, description="another number draws other flips")
 
 
-class RunConfig(_Section):
-    """What never changes a byte of the dataset."""
-
-    workers: int | None = Field(None, ge=1, description="tokenizer actors; default: one a GPU, else one")
-    threads: int | None = Field(None, ge=1, description="CPU threads an actor; default: cores / workers")
-    local: bool = Field(False, description="plain loop in this process, without Ray")
-    when_active: Literal["wait", "leave", "take_over"] = Field("wait", description="while another run is active")
-    grace_s: float = Field(1.5, ge=0, description="seconds for units in flight when a run is stopped")
-    deadline: str | None = Field(None, description="stop at this time: 06:00, or a date with time")
-    max_runtime: str | None = Field(None, description="stop after this time: 90m, 1h30m")
-    restart: bool = Field(False, description="other settings than the published dataset's: a new store beside it")
-    numerics: Literal["same", "mixed"] = Field("same", description="mixed: continue with other torch or device")
-    max_dropped: int | float | None = Field(None, description="drops that fail a run: a count (10) or share (0.01, 1%)")
-    report: bool = Field(True, description="write report/ at the end")
-    storage_options: dict[str, Any] = Field({}, description="passed to fsspec for s3:// and others")
-
-    @field_validator("max_dropped", mode="before")
-    @classmethod
-    def _is_count_or_share(cls, value: object) -> object:
-        if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?\s*%", value.strip()):
-            value = float(value.strip().removesuffix("%")) / 100
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        is_share = isinstance(value, float) and 0 <= value <= 1
-        if value is not None and not is_count and not is_share:
-            raise ValueError("write a count such as 10, or a share such as 0.01 or 1%")
-        return value
-
-
-class JobConfig(_Section):
+class JobConfig(Section):
     """Everything a person can set for `tokenize`: the layout of run.yaml."""
 
     input: InputConfig = InputConfig()
@@ -263,6 +214,7 @@ class JobConfig(_Section):
     max_error_ratio: float = Field(2.0, ge=1, description="times the error that the checkpoint recorded")
     max_flip_rate: float | None = Field(None, ge=0, le=1, description="share of bits that may depend on rounding")
     run: RunConfig = RunConfig()
+    deploy: DeployConfig | None = Field(None, description="the cluster to run on: what `deploy render` reads")
 
     @field_validator("emit", mode="before")
     @classmethod
@@ -306,9 +258,9 @@ def load_config(text: str | None, assignments: Sequence[str] = (), name: str = "
         ConfigError: unknown key (the nearest right one is offered), wrong value, or no YAML mapping.
     """
     try:
-        tree = _parse_yaml(text) if text else {}
+        tree = parse_yaml(text) if text else {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not YAML: {_yaml_fault(error)}") from error
+        raise ConfigError(f"{name} is not YAML: {yaml_fault(error)}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -330,7 +282,7 @@ def config_from_tree(tree: Mapping[str, Any], name: str) -> JobConfig:
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
-            + ("" if "storage_options" in item["loc"] else f" (found {item['input']!r})")  # it may hold credentials
+            + ("" if _SECRET_KEYS.intersection(item["loc"]) else f" (found {item['input']!r})")
             for item in error.errors()
         ]
         raise ConfigError(f"{name}: " + "; ".join(lines)) from error
@@ -353,33 +305,26 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
             raise ConfigError(f"--set {key}=..: {parent} holds one value, not a section")
         node = child
     try:
-        parsed = _parse_yaml(value)
+        parsed = parse_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}=..: the value is not YAML: {_yaml_fault(error)}") from error
+        raise ConfigError(f"--set {key}=..: the value is not YAML: {yaml_fault(error)}") from error
     whole, old = _SHORT_FOR.get(key.strip()), node.get(leaf)
     node[leaf] = {**old, whole: parsed} if whole and isinstance(old, dict) and isinstance(parsed, str) else parsed
-
-
-def _yaml_fault(error: yaml.YAMLError) -> str:
-    """Return what is wrong and where, without the text itself: it may hold credentials."""
-    problem = error.problem if isinstance(error, ScannerError | ParserError) else "unknown tag or alias"
-    mark = getattr(error, "problem_mark", None)
-    return f"{problem} at line {mark.line + 1}, column {mark.column + 1}" if mark else f"{problem}"
 
 
 def _refuse_unknown_keys(tree: Mapping[str, Any], model: type[BaseModel], name: str, prefix: str) -> None:
     for key, value in tree.items():
         field = model.model_fields.get(str(key))
         if field is None:
-            known = all_keys(JobConfig)
+            known = [*all_keys(JobConfig), *all_keys(DeployConfig, "deploy.")]
             near = difflib.get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0.5) or difflib.get_close_matches(
                 str(key), known, n=1, cutoff=0.5
             )
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(model.model_fields))}"
             raise ConfigError(f"{name}: unknown key {prefix + str(key)!r}; {hint}")
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
-            _refuse_unknown_keys(value, kind, name, f"{prefix}{key}.")
+        for kind in (field.annotation, *get_args(field.annotation)):  # a section, or one that may be left out
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
+                _refuse_unknown_keys(value, kind, name, f"{prefix}{key}.")
 
 
 def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.blocks import UnitAccount
+from pipeline.flow import Flow
 from pipeline.plan import Plan
 from pipeline.run_lease import Heartbeat
 
@@ -36,8 +37,69 @@ class JobObserver:
     def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
         """A list of clips, which a setting names, has these ids that no clip has; at least one."""
 
+    def on_flow(self, flow: Flow) -> None:
+        """Told about four times a second while Ray runs the stages."""
+
     def on_layout(self, num_shards: int, num_windows: int) -> None:
         """So many shards of so many windows will be written, or so many files read for their checksums."""
 
     def on_shard(self, path: str) -> None:
         """A shard or another file was written, or read while verifying or for its checksum."""
+
+
+class Audience(JobObserver):
+    """Several observers of one job, told one after the other; built by a command."""
+
+    def __init__(self, observers: Sequence[JobObserver]) -> None:
+        """Args: observers: in the order in which they are told."""
+        self._observers = tuple(observers)
+
+    def on_stage(self, name: str) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_stage(name)
+
+    def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_plan(plan, num_done, num_skipped)
+
+    def on_wait(self, other: Heartbeat) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_wait(other)
+
+    def on_begun(self, num_windows: int, num_bytes: int) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_begun(num_windows, num_bytes)
+
+    def on_windows(self, num_windows: int) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_windows(num_windows)
+
+    def on_account(self, account: UnitAccount) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_account(account)
+
+    def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_unknown_ids(setting, ids)
+
+    def on_flow(self, flow: Flow) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_flow(flow)
+
+    def on_layout(self, num_shards: int, num_windows: int) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_layout(num_shards, num_windows)
+
+    def on_shard(self, path: str) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_shard(path)

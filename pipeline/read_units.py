@@ -190,9 +190,8 @@ class UnitReader:
 
 
 def _read_seconds(wall_s: float, cpu_s: float) -> dict[str, float]:
-    """Split the time of a read: what this process computed is decoding, the rest waited for storage."""
-    decode = min(wall_s, cpu_s)
-    return {"decode": decode, "read": wall_s - decode}
+    """Return the time of a read, and what of it this process computed: the rest waited for storage."""
+    return {"read": wall_s, "decode": min(wall_s, cpu_s)}
 
 
 def _row_of_problem(problem: ClipProblem, unit: int) -> dict[str, object]:

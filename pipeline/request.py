@@ -75,8 +75,12 @@ def prepare(request: TokenizeRequest, executor: Executor, observer: JobObserver 
         StorageError: storage did not answer after all retries, or an input changed meanwhile.
     """
     config, options = request.config, request.config.run.storage_options
-    if executor.num_gpus and (config.run.workers or 0) > executor.num_gpus:
-        raise ConfigError(f"--workers {config.run.workers}: there are {executor.num_gpus:g} GPUs, one for each worker")
+    share = config.run.gpus_per_worker or 1.0
+    if executor.num_gpus and (config.run.workers or 0) * share > executor.num_gpus:
+        each = "one" if share == 1 else f"{share:g}"
+        raise ConfigError(
+            f"--workers {config.run.workers}: there are {executor.num_gpus:g} GPUs, {each} for each worker"
+        )
     output = Folder(request.output, options)
     roots = open_motion(request.inputs, output, config.input.format)
     codec = open_codec(request.checkpoint, preset=request.preset, model_config=request.model_config, options=options)

@@ -99,13 +99,22 @@ def stop_time(deadline: str | None, max_runtime: str | None, now: datetime | Non
     Raises:
         ConfigError: not to be understood, or past.
     """
-    here = now or datetime.now().astimezone()
+    left_s = time_left(deadline, max_runtime, now or datetime.now().astimezone())
+    return None if left_s is None else time.monotonic() + left_s
+
+
+def time_left(deadline: str | None, max_runtime: str | None, now: datetime) -> float | None:
+    """Return the seconds until a job that starts now stops by itself; None where nothing limits it.
+
+    Raises:
+        ConfigError: not to be understood, or past.
+    """
     limits = []
     if deadline is not None:
-        limits.append((_next_time(deadline, here) - here).total_seconds())
+        limits.append((_next_time(deadline, now) - now).total_seconds())
     if max_runtime is not None:
         limits.append(seconds_of(max_runtime))
-    return time.monotonic() + min(limits) if limits else None
+    return min(limits, default=None)
 
 
 def seconds_of(text: str) -> float:

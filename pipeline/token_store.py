@@ -232,3 +232,9 @@ class TokenStore:
             raise OutputMismatchError(
                 f"{self.folder} does not know dataset version {version}: run the same tokenize command again"
             ) from error
+
+
+def missing_units(store: TokenStore, units: Sequence[Unit]) -> list[Unit]:
+    """Return the units without a fragment, learned by listing alone."""
+    committed = store.list_fragments()
+    return [unit for unit in units if (unit.key, unit.stamp) not in committed]

@@ -28,6 +28,7 @@ from pipeline.request import Job, TokenizeRequest, check_output, prepare
 from pipeline.run_lease import RunLease
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
+from pipeline.token_store import missing_units
 from pipeline.tokenizer_actor import TokenizerSettings
 from pipeline.write_fragments import FragmentWriter
 
@@ -67,7 +68,7 @@ def tokenize_dataset(
     observer.on_stage("plan")
     job = prepare(request, executor, observer)
     plan = make_plan(job.roots, job.contract.corpus)
-    missing = _missing(job, plan)
+    missing = missing_units(job.store, plan.units)
     num_skipped = sum(root.skipped for root in job.roots)
     observer.on_plan(plan, len(plan.units) - len(missing), num_skipped)
     record.notes.update(spec_id=job.contract.spec.spec_id, plan=plan.digest, units=len(plan.units))
@@ -81,7 +82,7 @@ def tokenize_dataset(
     lease = RunLease(job.output, control.run_id, when_active, on_wait=observer.on_wait, on_lost=control.stop.ask)
     with lease.held():
         check_output(job)  # another run may have begun, or done the work meanwhile
-        missing = _missing(job, plan)
+        missing = missing_units(job.store, plan.units)
         standing = _current(job, plan, missing, record)
         if standing is not None:
             return standing
@@ -141,23 +142,28 @@ def _tokenize(job: Job, missing: Sequence[Unit], executor: Executor, progress: T
     Raises:
         IncompleteError: the stages ended, but units are missing still.
     """
-    num_actors = job.config.run.workers or int(executor.num_gpus) or 1
-    runs = runs_of(job, missing, executor, num_actors)
-    stages = stages_of(job, executor, min(num_actors, len(runs)))
+    runs, stages = runs_and_stages(job, missing, executor)
     for account in executor.tokenize(runs, stages, progress):
         progress.committed(account)
-    lost = _missing(job, Plan(tuple(missing)))
+    lost = missing_units(job.store, missing)
     if lost and not progress.is_stopping:
         crashing = {unit.key: find_crashing(unit, stages.reader, executor.survives) for unit in lost}
         reader = replace(stages.reader, crashing={key: parts for key, parts in crashing.items() if parts})
         for account in executor.tokenize([[unit] for unit in lost], replace(stages, reader=reader), progress):
             progress.committed(account)
-        lost = _missing(job, Plan(tuple(lost)))
+        lost = missing_units(job.store, lost)
     if lost or progress.was_signalled:
         progress.check(is_drained=True)
     if lost:
         names = ", ".join(unit.parts[0].path for unit in lost[:5])
         raise IncompleteError(f"{len(lost)} units have no fragment ({names}, ..): run the same command again")
+
+
+def runs_and_stages(job: Job, missing: Sequence[Unit], executor: Executor) -> tuple[list[list[Unit]], TokenizeStages]:
+    """Return what one task each carries of some units, and the stages that they go through."""
+    num_actors = job.config.run.workers_on(executor.num_gpus)
+    runs = runs_of(job, missing, executor, num_actors)
+    return runs, stages_of(job, executor, max(1, min(num_actors, len(runs))))
 
 
 def runs_of(job: Job, units: Sequence[Unit], executor: Executor, num_actors: int) -> list[list[Unit]]:
@@ -192,7 +198,9 @@ def stages_of(job: Job, executor: Executor, num_actors: int) -> TokenizeStages:
         writer=FragmentWriter(job.store, job.contract),
         num_actors=num_actors,
         cpus_per_actor=0.0 if on_gpu else cpu_share(executor.num_cpus, num_actors),
-        gpus_per_actor=1.0 if on_gpu else 0.0,
+        gpus_per_actor=(run.gpus_per_worker or 1.0) if on_gpu else 0.0,
+        min_actors=min(run.min_workers or num_actors, num_actors),
+        wait_for_resources_s=run.wait_for_resources_s,
     )
 
 
@@ -206,12 +214,6 @@ def cpu_share(num_cpus: float, num_actors: int) -> float:
     """Return the CPUs an actor reserves, so that reading and writing always keep one (or half of one)."""
     left = max(num_cpus - 1.0, num_cpus / 2)
     return max(0.01, int(100 * min(1.0, left / num_actors)) / 100)
-
-
-def _missing(job: Job, plan: Plan) -> list[Unit]:
-    """Return the planned units without a fragment, learned by listing alone."""
-    committed = job.store.list_fragments()
-    return [unit for unit in plan.units if (unit.key, unit.stamp) not in committed]
 
 
 def _current(job: Job, plan: Plan, missing: Sequence[Unit], record: JobRecord) -> Manifest | None:

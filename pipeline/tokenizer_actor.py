@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -105,6 +105,7 @@ class TokenizerActor:
         if not settings.store.folder.exists(CONSTANTS_PATH):
             patch_nums = np.array(contract.codec.patch_nums, np.int32)
             settings.store.folder.publish(CONSTANTS_PATH, constants_to_npz(null_prev, null_this, patch_nums))
+        self._idle_since = time.perf_counter()
 
     @property
     def is_shared(self) -> bool:
@@ -118,10 +119,13 @@ class TokenizerActor:
         Raises:
             IncompleteError: the GPU has no memory for a batch; the batch shape is part of the bits and stays.
         """
-        with self._timed() as seconds:
-            return self._tokenize(block, seconds)
+        with self._running() as waited_s:
+            begin = time.perf_counter()
+            tokens = self._tokenize(block)
+            seconds = {"wait": waited_s, "tokenize": time.perf_counter() - begin, **self._encoder.take_seconds()}
+        return replace(tokens, seconds={**block.seconds, **seconds})
 
-    def _tokenize(self, block: MotionBlock, seconds: dict[str, float]) -> TokenBlock:
+    def _tokenize(self, block: MotionBlock) -> TokenBlock:
         num_windows = block.ledger["num_windows"].to_numpy()
         self._listener.begun(len(block.start_frame), sum(unit.num_bytes for unit in block.units))
         kept = num_windows > 0
@@ -145,20 +149,18 @@ class TokenizerActor:
             bits=bits.reshape(-1, 2, self._half_bytes),
             ledger=block.ledger,
             start_frame=block.start_frame,
-            seconds={**block.seconds, **seconds, **self._encoder.take_seconds()},
             clip_columns=block.clip_columns,
             emitted=emitted,
         )
 
     @contextmanager
-    def _timed(self) -> Iterator[dict[str, float]]:
-        """Book how long nothing was there to do before this call; calls that overlap another waited for nothing."""
-        begin = time.perf_counter()
+    def _running(self) -> Iterator[float]:
+        """Give how long there was nothing to do before this call, seconds; none where another call runs."""
         with self._lock:
-            starved = begin - self._idle_since if not self._num_running else 0.0
+            waited_s = 0.0 if self._num_running else time.perf_counter() - self._idle_since
             self._num_running += 1
         try:
-            yield {"starved": starved}
+            yield waited_s
         finally:
             with self._lock:
                 self._num_running -= 1

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.blocks import TokenBlock, UnitAccount
+from pipeline.code_counts import count_codes
 from pipeline.config import Contract
 from pipeline.schema import array_columns, token_schema
 from pipeline.side_columns import audio_account, side_columns
@@ -57,6 +58,7 @@ class FragmentWriter:
             drops=dict(reasons),
             seconds={**block.seconds, "write": time.perf_counter() - begin},
             audio=audio_account(block.clip_columns, self.contract.codec.fps),
+            codes=count_codes(block.bits[:, 1], self.contract.codec.patch_nums),
         )
 
 

@@ -84,6 +84,10 @@ ANOTHER_VALUE = {
     "max_error_ratio": "3",
     "max_flip_rate": "1e-5",
     "run.workers": "3",
+    "run.min_workers": "2",
+    "run.gpus_per_worker": "0.5",
+    "run.wait_for_resources_s": "60",
+    "run.address": "auto",
     "run.threads": "3",
     "run.local": "true",
     "run.when_active": "leave",
@@ -94,7 +98,15 @@ ANOTHER_VALUE = {
     "run.numerics": "mixed",
     "run.max_dropped": "10",
     "run.report": "false",
+    "run.estimate": "plan.json",
+    "run.log_format": "json",
+    "run.metrics_port": "8090",
+    "run.notify.command": "true now",
+    "run.notify.webhook": "https://host/x",
+    "run.notify.when": "failure",
+    "run.notify.timeout_s": "3",
     "run.storage_options": "{anon: true}",
+    "deploy": "{image: 'motion:1', inputs: [s3://a], output: s3://b, checkpoint: demo}",
 }
 
 

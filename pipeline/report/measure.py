@@ -6,7 +6,6 @@ Knows no Ray, pictures or HTML. Bounded: shards, runs and windows that are looke
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from pipeline.quality.certificate import Certificate, certify_sample
 from pipeline.quality.decoding import Float32s, SampleFigures, decode_sample, measure_sample
 from pipeline.quality.sample import WindowSample
 from pipeline.quarantine import NEXT_STEP, DropReason
+from pipeline.run_history import read_runs
 
 REPORT_WINDOWS, SCALE_WINDOWS, CERTIFIED_WINDOWS = 64, 8, 8
 """Windows that are decoded; that are decoded with fewer scales; that are encoded again."""
@@ -115,7 +115,16 @@ def measure_report(dataset: OpenDataset, decoded: Decoded | None) -> Report:
         for reason, count in sorted(dataset.manifest.drops.items(), key=lambda item: (-item[1], item[0]))
     )
     examples = _examples(dataset)
-    return Report(dataset, _codes(dataset), sources, num_sources, drops, examples, _runs(dataset), decoded)
+    return Report(
+        dataset,
+        _codes(dataset),
+        sources,
+        num_sources,
+        drops,
+        examples,
+        tuple(reversed(read_runs(dataset.folder, NUM_RUNS))),
+        decoded,
+    )
 
 
 def decode_and_certify(
@@ -283,15 +292,3 @@ def _examples(dataset: OpenDataset) -> dict[str, list[str]]:
         rows = table.filter(pc.equal(table["reason"], reason)).slice(0, 3).to_pylist()
         found[reason] = [f"{row['clip_id'] or row['source']}: {row['detail']}" for row in rows]
     return found
-
-
-def _runs(dataset: OpenDataset) -> tuple[Mapping[str, Any], ...]:
-    runs = []
-    for name in reversed(dataset.folder.list_names("runs")[-NUM_RUNS:]):
-        try:
-            tree = json.loads(dataset.folder.read(f"runs/{name}/run.json"))
-        except (FileNotFoundError, ValueError):
-            continue
-        if isinstance(tree, dict):
-            runs.append(tree)
-    return tuple(runs)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from pipeline.manifest import Manifest
 from pipeline.quality.decoding import SampleFigures
 from pipeline.report.measure import NUM_SOURCES, NUM_WORST, Report
+from pipeline.time_account import who_waits
 
 STATUS_WORDS = {
     "complete": "Decoded motion is as close to the recorded as the codec's own record promises.",
@@ -61,6 +62,7 @@ def report_page(report: Report, pictures: Mapping[str, bytes]) -> str:
         drops=report.drops,
         examples=report.examples,
         run=report.runs[0] if report.runs else None,
+        waits=who_waits(report.runs[0].get("stage_seconds", {})) if report.runs else "",
     )
 
 

@@ -9,7 +9,7 @@ from pipeline.storage.checksums import with_checksums
 from pipeline.storage.files import StoredFile
 from pipeline.storage.folder import Folder, parent_and_name, read_bytes, read_text
 from pipeline.storage.inputs import InputRoot, open_inputs
-from pipeline.storage.retries import without_secrets
+from pipeline.storage.retries import num_retries, without_secrets
 from pipeline.storage.scratch import Scratch
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "InputRoot",
     "Scratch",
     "StoredFile",
+    "num_retries",
     "open_inputs",
     "parent_and_name",
     "read_bytes",

@@ -11,6 +11,7 @@ import math
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ SLOWEST_BYTES_PER_S = 1 << 20
 DEADLINE_S = 300.0
 """How long an operation may last with all its tries; none begins when less than TRY_S is left."""
 
+_retried = Counter[str]()
 _CHANCE = random.SystemRandom()  # the operating system's: draws nothing from seeded generators, differs after a fork
 _CALLERS_BUSINESS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -61,7 +63,13 @@ def with_retries(operation: Callable[[], Result], what: str) -> Result:
                 failed = f"tried {tries} times in {spent_s:.0f} s: run the same command again when storage answers"
                 step = failed if may_pass else _next_step(error)
                 raise StorageError(f"cannot {what}: {_reason(error)}; {step}") from error
+        _retried["all"] += 1
         time.sleep(wait_s)
+
+
+def num_retries() -> int:
+    """Return how many tries this process has repeated so far."""
+    return _retried["all"]
 
 
 def try_s(num_bytes: int) -> float:

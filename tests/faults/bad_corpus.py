@@ -142,7 +142,7 @@ def write_audio(folder: Path) -> Corpus:
         ("outside", "../../etc/passwd", "audio_missing", "lies outside the input"),
         ("absolute", "/etc/passwd", "audio_missing", "is no path relative"),
         ("itself", "good.npz", "unreadable", "audio: no wav or flac"),
-        ("slow", sound(480, 999), "audio_rate", "wanted 1000 samples a second, found 999"),
+        ("slow", sound(480, 999), "audio_rate", "wanted 1,000 to 655,350 samples a second, found 999"),
         ("long", sound(700), "audio_mismatch", lengths),
         ("empty", np.zeros(0, np.int16), "audio_mismatch", "audio of 0.000 s"),
         ("noise", np.arange(200, dtype=np.uint8), "unreadable", "audio: no wav or flac"),

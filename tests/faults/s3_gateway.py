@@ -27,9 +27,11 @@ class Gateway:
 
     Args:
         folder: holds its data, which outlive a kill.
+        host: where it listens.
+        prefix: words before its command, such as those that enter a network namespace.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1", prefix: tuple[str, ...] = ()) -> None:
         folder.mkdir(parents=True)
         program = shutil.which("juicefs", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         if program is None:
@@ -37,8 +39,8 @@ class Gateway:
         meta = f"sqlite3://{folder / 'meta.db'}"
         format_it = [program, "format", "--storage", "file", "--bucket", f"{folder / 'data'}/", meta, "tests"]
         subprocess.run(format_it, check=True, capture_output=True)
-        self._folder, self._address = folder, f"127.0.0.1:{_free_port()}"
-        command = [program, "gateway", "--multi-buckets", "--keep-etag", "--no-banner", "--no-usage-report"]
+        self._folder, self._address = folder, f"{host}:{_free_port()}"
+        command = [*prefix, program, "gateway", "--multi-buckets", "--keep-etag", "--no-banner", "--no-usage-report"]
         self._command = [*command, "--cache-dir", str(folder / "cache"), meta, self._address]
         self._server: subprocess.Popen[bytes] | None = None
 

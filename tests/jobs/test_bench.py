@@ -14,7 +14,7 @@ from rich.console import Console
 from bitwise_vae.config import BitwiseVAEConfig
 from jobs import bench, bench_pipeline
 from jobs.bench import SUITES, results_json, results_table, run_bench
-from jobs.bench_data import clip_lengths
+from jobs.bench_data import BenchData, clip_lengths
 from jobs.bench_pipeline import BitCheck, measure_pipeline, require_agreement
 from jobs.bench_result import BenchRequest, BenchResult
 from pipeline.config import WindowRule
@@ -36,12 +36,14 @@ def quiet(step: str, num_done: int, num_steps: int) -> None:
 
 def test_measure_pipeline_compares_every_window_of_both_sides() -> None:
     steps: list[str] = []
-    whole_job, start = measure_pipeline(request(), lambda step, *_: steps.append(step))
+    whole_job, stage, start = measure_pipeline(request(), lambda step, *_: steps.append(step))
     assert (whole_job.name, whole_job.unit) == ("whole job, local Parquet, float32", "windows/s")
     assert whole_job.details["bits"] == {"compared": 8 * 2 * 181 * 32, "different": 0, "share": 0}
     assert whole_job.details["windows"] == 8
     assert whole_job.details["executor"] == "local"
     assert whole_job.ratio == pytest.approx(whole_job.runs[0] / whole_job.baseline_runs[0])
+    assert stage.baseline_runs == whole_job.baseline_runs
+    assert stage.median > whole_job.median
     assert (start.unit, start.baseline, start.ratio) == ("s", None, None)
     expected = ["making motion", "job, warm-up", "baseline, warm-up", "job, 1 of 1", "baseline, 1 of 1", "done"]
     assert steps == expected
@@ -80,7 +82,7 @@ def test_measure_pipeline_finds_windows_that_are_missing(monkeypatch: pytest.Mon
 
 def test_run_baseline_reports_a_script_that_fails(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    data = bench_pipeline._Data(folder, ("missing.parquet",), 1)
+    data = BenchData(folder, ("missing.parquet",), (1,))
     with pytest.raises(DataError, match="the baseline failed"):
         bench_pipeline.run_baseline(data, folder.child("out"))
 
@@ -150,7 +152,7 @@ def test_run_bench_prints_and_writes_the_results(tmp_path: Path, monkeypatch: py
 
 def test_run_bench_refuses_an_unknown_suite_or_precision() -> None:
     console = Console(file=io.StringIO())
-    with pytest.raises(ConfigError, match="there are: control, export, loader, pipeline, plan, startup"):
+    with pytest.raises(ConfigError, match="there are: control, encode, export, loader, pipeline, plan, startup"):
         run_bench("pipelines", None, 8, 1, "float32", console)
     with pytest.raises(ConfigError, match="precision"):
         run_bench("pipeline", None, 8, 1, "float8", console)

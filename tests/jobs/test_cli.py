@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, IncompleteError
 
 NUM_CLIPS = 48
 COMMANDS = ["tokenize", "export", "verify", "diff", "clean", "replay", "demo", "bench", "report", "certify", "train"]
+COMMANDS += ["submit", "status", "logs", "stop"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -77,6 +77,8 @@ def test_specs_change_their_id_with_what_changes_bytes(make_codec):
     assert ids("export.windows_per_shard=5")[0] == corpus
     assert ids("export.windows_per_shard=5")[1] != exported
     assert ids("run.workers=3", "run.local=true") == (corpus, exported)
+    pool = ("run.workers=3", "run.min_workers=2", "run.gpus_per_worker=0.5", "run.address=auto")
+    assert ids(*pool) == (corpus, exported)
     assert ids("export.formats=webdataset,parquet")[1] == ids("export.formats=parquet,webdataset")[1]
 
 
@@ -101,3 +103,35 @@ def test_load_config_refuses_audio_without_its_field():
     for assignment in ("input.audio.rate_hz=16000", "input.audio.mode=reference"):
         with pytest.raises(ConfigError, match=r"input\.audio\.field=FIELD"):
             load_config(None, [assignment])
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_gpus", "num_workers"),
+    [
+        ([], 0, 1),
+        ([], 3, 3),
+        (["run.gpus_per_worker=0.5"], 3, 6),
+        (["run.gpus_per_worker=0.4"], 3, 6),
+        (["run.gpus_per_worker=0.1"], 1, 10),
+        (["run.gpus_per_worker=2"], 5, 2),
+        (["run.min_workers=2"], 0, 2),
+        (["run.workers=4", "run.min_workers=2"], 1, 4),
+    ],
+)
+def test_workers_on_fills_the_gpus(settings, num_gpus, num_workers):
+    assert load_config(None, settings).run.workers_on(num_gpus) == num_workers
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["run.workers=2", "run.min_workers=3"], "at most as many as workers, 2"),
+        (["run.gpus_per_worker=1.5"], "whole ones"),
+        (["run.local=true", "run.address=auto"], "without Ray"),
+    ],
+)
+def test_load_config_refuses_what_cannot_be_run(settings, said):
+    secret = ["run.storage_options={secret: hidden}"]
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(None, secret + settings)
+    assert "hidden" not in str(caught.value)

@@ -1,0 +1,172 @@
+"""The commands around jobs of a Ray cluster: submit, status, logs, stop.
+
+Knows no data and no Ray: what they do stands in jobs/submit.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, cast
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from jobs.cli import app, console, errors, reported
+from jobs.program import program_text
+from jobs.submit import MEANINGS, JobServer, JobState, Surroundings
+from jobs.supervision import EXIT_STOPPED
+from pipeline.errors import ConfigError
+from pipeline.stopping import Stopped
+
+OWN_COMMANDS = frozenset({"submit", "status", "logs", "stop"})
+
+ServerAddress = Annotated[
+    str | None,
+    typer.Option("--address", help="http://HOST:8265; default: RAY_ADDRESS, else the Ray on this machine."),
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="What submit printed.")]
+
+
+@app.command(
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
+    epilog="[bold]Examples[/bold]\n\n"
+    "  motion-tokens submit --address http://head:8265 tokenize s3://bucket/motion s3://bucket/tokens -c demo\n\n"
+    "  motion-tokens submit --no-wait tokenize s3://bucket/motion s3://bucket/tokens --config s3://bucket/run.yaml\n\n"
+    "  motion-tokens submit --working-dir . tokenize s3://bucket/motion s3://bucket/tokens -c codec.safetensors\n\n"
+    "Paths are those of the cluster's machines. The command's own exit code comes back; Ctrl-C leaves it running.",
+)
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="Any other command, with its options.")],
+    address: ServerAddress = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
+    working_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder to upload, or its URL: the job starts in it. With this project's code, too."),
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Container image to run in, where the nodes have podman.")] = None,
+) -> None:
+    """Run a command as a job of a Ray cluster, follow what it prints, and end as it ends."""
+    check_command(command)
+    with reported():
+        if working_dir is not None and image is not None:
+            raise ConfigError("--working-dir and --image exclude each other: put the folder into the image")
+        server = JobServer(address)
+        job_id = server.submit(command, Surroundings(working_dir, image))
+        if no_wait:
+            sys.stdout.write(f"{job_id}\n")
+            return
+        errors.print(f"job {job_id} at {server.address}", highlight=False, soft_wrap=True)
+        _follow(server, job_id)
+
+
+@app.command(epilog="[bold]Examples[/bold]\n\n  motion-tokens status\n\n  motion-tokens status raysubmit_x2yD")
+def status(
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="What submit printed; without one, all.")] = None,
+    address: ServerAddress = None,
+) -> None:
+    """Say how a job of a Ray cluster stands, and what its exit code means; or list all of them."""
+    with reported():
+        server = JobServer(address)
+        jobs = [server.job(job_id)] if job_id else server.jobs()
+        if not jobs:
+            console.print(f"no job was handed in at {server.address}", highlight=False)
+        for job in jobs:
+            _print_job(job)
+
+
+@app.command(epilog="[bold]Examples[/bold]\n\n  motion-tokens logs raysubmit_x2yD --follow")
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="To the job's end; then end as it ended.")] = False,
+    address: ServerAddress = None,
+) -> None:
+    """Print what a job of a Ray cluster has printed."""
+    with reported():
+        server = JobServer(address)
+        server.job(job_id)
+        if follow:
+            _follow(server, job_id)
+        else:
+            _emit(server.log(job_id))
+
+
+@app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens stop raysubmit_x2yD")
+def stop(job_id: JobId, address: ServerAddress = None) -> None:
+    """Stop a job of a Ray cluster, resumably, and wait until it has ended."""
+    with reported():
+        server = JobServer(address)
+        job = server.job(job_id)
+        if job.is_over:
+            console.print(f"job {job_id} was over before", highlight=False)
+        _print_job(job if job.is_over else server.stop(job_id))
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Read a command line as it will be read on the cluster.
+
+    Raises:
+        BadParameter: it is none of this program's, or could not be handed in.
+        UsageError: an option or argument of it is wrong.
+    """
+    commands = cast(TyperGroup, typer.main.get_command(app)).commands
+    name, *arguments = command
+    known = sorted(set(commands) - OWN_COMMANDS)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+        raise typer.BadParameter(f"{name!r} cannot be handed in; {hint}")
+    commands[name].make_context(f"motion-tokens {name}", list(arguments))
+
+
+def _follow(server: JobServer, job_id: str) -> None:
+    """Print what a job prints and end as it ends; a signal ends this command only."""
+    try:
+        job = server.follow(job_id, _emit)
+    except Stopped as stopped:
+        where = f"{escape(program_text())} %s {job_id} --address {shlex.quote(server.address)}"
+        errors.print(
+            f"\n{stopped} ended this command only: job {job_id} goes on\n"
+            f"  come back  {where % 'logs --follow'}\n  stop it    {where % 'stop'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(EXIT_STOPPED) from stopped
+    if job.exit_code:
+        _print_end(job)
+    raise typer.Exit(job.exit_code or 0)
+
+
+def _emit(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _print_end(job: JobState) -> None:
+    code = job.exit_code or 0
+    errors.print(f"job {job.job_id} ended with exit code {code}: {MEANINGS[code]}", highlight=False, soft_wrap=True)
+    if job.message and job.status == "failed":
+        errors.print(escape(job.message.strip()), highlight=False, soft_wrap=True)
+
+
+def _print_job(job: JobState) -> None:
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_row("job", escape(job.job_id))
+    table.add_row("command", escape(job.command))
+    ended = "" if job.exit_code is None else f"  [dim]exit code {job.exit_code}, {MEANINGS[job.exit_code]}[/dim]"
+    table.add_row("status", job.status + ended)
+    table.add_row("started", _time(job.started_at))
+    if job.ended_at is not None:
+        table.add_row("ended", _time(job.ended_at))
+    console.print(table, soft_wrap=True)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "not yet"
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")

@@ -1,0 +1,69 @@
+"""Pools of tokenizers that share GPUs, grow, and give their place back; and what is told where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.session import open_session
+from pipeline.errors import ResourcesError
+from pipeline.job_config import load_config
+
+RUN = Path(__file__).with_name("pool_run.py")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, write_job):
+    """Motion for a job of some seconds, one unit a clip."""
+    return write_job(tmp_path_factory.mktemp("pools"), 24, 3)
+
+
+def run_in_two_gpus(corpus, output, *settings):
+    words = [corpus / "motion", output, corpus / "codec.safetensors", *settings]
+    command = [sys.executable, str(RUN), *(str(word) for word in words)]
+    environment = {**os.environ, "PYTHONPATH": str(RUN.parents[2])}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_pool_grows_on_shared_gpus_and_gives_them_back(corpus, tmp_path):
+    ended = run_in_two_gpus(corpus, tmp_path / "o", "run.workers=4", "run.min_workers=1", "run.gpus_per_worker=0.5")
+    assert ended["code"] == 0, ended["said"]
+    working = [sample for sample in ended["samples"] if sample["tokenizers"]]
+    assert min(sample["tokenizers"] for sample in working) == 1
+    assert 2 <= max(sample["tokenizers"] for sample in working) <= 4
+    assert min(sample["free_gpus"] for sample in working) <= 1.0
+    left = ended["samples"][ended["samples"].index(working[-1]) :]
+    assert any(sample["free_gpus"] == 2 and not sample["is_published"] for sample in left)  # while shards are built
+
+
+@pytest.mark.slow
+def test_workers_without_a_place_end_with_a_word(corpus, tmp_path):
+    ended = run_in_two_gpus(
+        corpus, tmp_path / "o", "run.workers=3", "run.gpus_per_worker=1", "run.wait_for_resources_s=15"
+    )
+    assert ended["code"] == 3
+    said = " ".join(ended["said"].split())
+    assert "3 workers of 1 GPU each did not stand within 15 s: the cluster has 2 GPU" in said
+    assert "run.min_workers" in said
+
+
+def test_gpus_that_are_asked_for_count_before_they_are_there(ray_local):
+    run = load_config(None, ["run.gpus_per_worker=1", "run.workers=3", "run.wait_for_resources_s=2"]).run
+    with open_session(run) as executor:
+        assert executor.num_gpus == 3
+        with pytest.raises(ResourcesError, match="of 1 GPU each did not stand within 2 s: the cluster has 0 GPU"):
+            executor.numerics()
+
+
+def test_a_cluster_without_gpus_computes_on_its_cpus(ray_local):
+    with open_session(load_config(None).run) as executor:
+        assert executor.num_gpus == 0
+        assert executor.numerics().device.startswith("cpu")

@@ -1,0 +1,106 @@
+"""The command plan: what it foretells, and that it writes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from jobs.supervision import RAY_COMMANDS
+
+
+@pytest.fixture
+def plan(command, tiny_corpus, tiny_codec, tmp_path):
+    """Return a function that plans the small corpus and gives what it wrote for programs."""
+
+    def run(*options: object, inputs: tuple[object, ...] = (tiny_corpus,)):
+        sets = ("--set", "units.files=4", "--set", "run.report=false")
+        outcome = command("plan", *inputs, "-c", tiny_codec, *sets, "--json", tmp_path / "plan.json", *options)
+        assert outcome.code == 0, outcome.text
+        return json.loads((tmp_path / "plan.json").read_text()), outcome.text
+
+    return run
+
+
+def test_plan_needs_no_output_and_counts_as_the_run_does(plan, command, tiny_corpus, tiny_codec, tmp_path):
+    found, text = plan("--local")
+    command("tokenize", tiny_corpus, tmp_path / "o", "-c", tiny_codec, "--local", "--set", "units.files=4")
+    manifest = json.loads((tmp_path / "o" / "dataset.json").read_text())
+    assert found["windows_todo"] == found["windows"]["num_windows"] == manifest["counts"]["windows"]
+    assert found["windows"]["drops"] == manifest["drops"]
+    assert found["windows"]["num_clips"] == manifest["counts"]["clips"] + sum(manifest["drops"].values())
+    assert found["windows"]["hours"] == pytest.approx(
+        sum(part["hours"] for part in manifest["splits"].values()), abs=1e-6
+    )
+    assert found["plan"] == json.loads(next((tmp_path / "o").glob("runs/*/run.json")).read_text())["plan"]
+    assert (found["probe"], found["forecast"], found["deadline"]) == (None, None, None)
+    assert "nothing: this was a dry run" in text
+
+
+def test_plan_counts_what_is_left_of_an_output(plan, command, tiny_corpus, tiny_codec, tmp_path):
+    arguments = ("tokenize", tiny_corpus, tmp_path / "o", "-c", tiny_codec, "--local", "--set", "units.files=4")
+    assert command(*arguments).code == 0
+    found, text = plan("--local", "--output", tmp_path / "o", "--probe", "1")
+    assert (found["windows_todo"], found["probe"]) == (0, None)
+    assert "nothing: every unit is tokenized" in text
+    fragments = sorted((tmp_path / "o" / "_store").rglob("fragments/*/*.parquet"))
+    fragments[0].unlink()
+    before = sorted(path for path in (tmp_path / "o").rglob("*") if path.is_file())
+    found, _ = plan("--local", "--output", tmp_path / "o", "--probe", "1")
+    assert 0 < found["windows_todo"] < found["windows"]["num_windows"]
+    assert found["probe"]["num_windows"] > 0
+    assert sorted(path for path in (tmp_path / "o").rglob("*") if path.is_file()) == before
+
+
+@pytest.mark.parametrize("local", [("--local",), ()])
+def test_plan_probes_the_real_stages_and_keeps_nothing(plan, ray_local, tmp_path, local):
+    found, text = plan(*local, "--probe", "60", "--output", tmp_path / "o", "--max-runtime", "1h")
+    probe, forecast = found["probe"], found["forecast"]
+    assert probe["executor"] == ("local" if local else "ray")
+    assert probe["windows_per_s"] > 0
+    assert set(probe["stage_s"]) >= {"read", "wait", "tokenize", "write"}
+    assert forecast["wall_s"] == pytest.approx(sum(forecast["seconds"].values()))
+    assert (forecast["best_actors"] >= 1, forecast["best_readers"] >= 1) == (True, True)
+    assert found["deadline"]["holds"] is True
+    assert "deadline holds" in text
+    assert not (tmp_path / "o").exists()
+
+
+def test_plan_says_that_a_deadline_does_not_hold(plan):
+    found, text = plan("--local", "--probe", "1", "--max-runtime", "0.001")
+    assert found["deadline"]["holds"] is False
+    assert "does not hold" in text
+    assert "--probe 60 says whether it holds" in plan("--local", "--deadline", "06:00")[1]
+
+
+def test_plan_ends_a_probe_in_the_middle_of_a_task(command, tmp_path):
+    folder = tmp_path / "motion"
+    folder.mkdir()
+    for n in range(2):
+        motion = np.random.default_rng(n).normal(size=(10_000, 106)).cumsum(axis=0).astype(np.float32) / 1000
+        np.savez(folder / f"{n}.npz", motion=motion, fps=25.0)
+    options = ("--local", "--probe", "1", "--stride", "5", "--json", tmp_path / "plan.json")
+    outcome = command("plan", folder, "-c", "demo", *options, "--set", "input.max_abs_z=null")
+    assert outcome.code == 0, outcome.text
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert 0 < found["probe"]["num_windows"] < found["windows_todo"] / 2
+
+
+def test_plan_names_problems_of_the_listing(plan, tiny_corpus, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "empty.npz").touch()
+    (tmp_path / "more" / "notes.txt").touch()
+    _, text = plan("--local", inputs=(f"a={tiny_corpus}", f"b={tmp_path}/more", f"c={tiny_corpus}/b"))
+    assert "2 files are skipped" in text
+    assert "1 files are empty (empty.npz)" in text
+    assert "11 files are in two inputs" in text
+
+
+def test_plan_refuses_what_tokenize_refuses(command, tiny_codec, tmp_path):
+    outcome = command("plan", tmp_path / "nowhere", "-c", tiny_codec)
+    assert (outcome.code, "nowhere" in outcome.text) == (2, True)
+
+
+def test_plan_is_watched_over_as_it_may_run_ray():
+    assert "plan" in RAY_COMMANDS

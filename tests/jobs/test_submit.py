@@ -1,0 +1,90 @@
+"""What is handed to a cluster, and how what comes back is read; without a cluster."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.submit import MEANINGS, NOT_INSTALLED, STOP_WAIT_S, entrypoint, exit_code_of, job_environment
+
+
+@pytest.mark.parametrize("code", sorted(set(MEANINGS) - {0}))
+def test_exit_code_of_a_failed_job_is_that_of_its_command(code):
+    assert exit_code_of("FAILED", code, "JOB_ENTRYPOINT_COMMAND_ERROR") == code
+
+
+@pytest.mark.parametrize(
+    ("status", "driver_code", "error_type", "code"),
+    [
+        ("SUCCEEDED", 0, None, 0),
+        ("STOPPED", None, None, 143),
+        ("FAILED", -15, None, 143),
+        ("FAILED", -9, None, 3),
+        ("FAILED", 137, None, 3),
+        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED", 3),
+        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", 3),
+        ("FAILED", None, "RUNTIME_ENV_SETUP_FAILURE", 2),
+        ("FAILED", NOT_INSTALLED, None, 2),
+        ("FAILED", 99, None, 70),
+    ],
+)
+def test_exit_code_of_a_job_without_a_code_of_ours(status, driver_code, error_type, code):
+    assert exit_code_of(status, driver_code, error_type) == code
+
+
+def run_line(arguments, python_path):
+    line = entrypoint(arguments).replace("python", shlex.quote(sys.executable), 2)
+    return subprocess.run(
+        ["/bin/sh", "-c", line], env={"PYTHONPATH": python_path}, cwd="/", capture_output=True, text=True, check=False
+    )
+
+
+def test_entrypoint_tells_a_missing_package_from_wrong_data(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").write_text("raise ImportError('not this one')")
+    assert run_line(["verify", "x"], str(tmp_path)).returncode == NOT_INSTALLED
+
+
+def test_entrypoint_passes_words_and_exit_code_on():
+    root = str(Path(__file__).resolve().parents[2])
+    ended = run_line(["verify", "no such; $HOME 'place'"], root)
+    assert ended.returncode == 2
+    assert "no such; $HOME 'place'" in ended.stderr
+
+
+def test_job_environment_keeps_what_a_person_set(monkeypatch):
+    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
+    assert job_environment()["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_WAIT_S)
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "5")
+    assert job_environment()["RAY_JOB_STOP_WAIT_TIME_S"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tokenzie", "a"], "did you mean 'tokenize'"),
+        (["status"], "cannot be handed in"),
+        (["tokenize", "a", "--bogus"], "No such option"),
+        (["tokenize", "a"], "Missing argument"),
+    ],
+)
+def test_submit_reads_the_command_before_it_asks_the_cluster(words, said):
+    result = CliRunner().invoke(app, ["submit", *words])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
+
+
+def test_submit_where_nothing_answers_can_be_tried_again():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        result = CliRunner().invoke(app, ["submit", "--address", address, "verify", "x"])
+    assert result.exit_code == 3
+    assert address in "".join(result.output.split())

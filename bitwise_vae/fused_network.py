@@ -140,7 +140,7 @@ class FusedNetwork:
         if not found <= allowed or share > MAX_BITS:
             raise KernelError(
                 f"the kernels compute another code than torch on this GPU: latents are {found:.2g} of their size apart,"
-                f" {MAX_ERROR if self._is_exact else MAX_ROUNDED_ERROR:g} are allowed, and of bits of equal latents"
+                f" {allowed:g} are allowed, and of bits of equal latents"
                 f" {share:.2g} differ, {MAX_BITS:g} are allowed. Next: use other versions than torch"
                 f" {torch.__version__} and {kernels.versions()}, or uninstall triton to compute without kernels"
             )

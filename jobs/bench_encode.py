@@ -6,7 +6,6 @@ Knows no Ray or files. Every result is held against float64 on motion drawn for 
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ from bitwise_vae.checkpoint import random_checkpoint
 from bitwise_vae.config import BitwiseVAEConfig
 from bitwise_vae.encode import WindowEncoder
 from bitwise_vae.model import BitwiseVAE
+from bitwise_vae.window_spans import checked_spans, cut_windows
 from jobs.bench_data import CODEC_SEED, MAX_CLIP_WINDOWS
 from jobs.bench_result import BenchRequest, BenchResult, Report
 from jobs.procedural_motion import speech_motion
+from jobs.session import num_cores
 from pipeline.codec import pick_device
 from pipeline.errors import DataError
 from pipeline.request import DEFAULT_BATCH_CPU, DEFAULT_BATCH_GPU
@@ -82,14 +83,14 @@ def _measured(
     some, few = windows.first(MAX_CHECKED_WINDOWS), windows.first(MAX_BASELINE_WINDOWS)
     wanted = _plain_bits(model, some, device, torch.float64)
     plain = model.to(device).eval()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     batch = DEFAULT_BATCH_CPU if device.type == "cpu" else DEFAULT_BATCH_GPU
     encoders = {
-        name: WindowEncoder(model, precision=name, batch_size=batch, device=device, num_threads=cores)
+        name: WindowEncoder(model, precision=name, batch_size=batch, device=device, num_threads=num_cores())
         for name in precisions
     }
     speeds: dict[str, list[float]] = {name: [] for name in (*precisions, "plain")}
     flips: dict[str, float] = {}
+    first_bits: dict[str, NDArray[np.uint8]] = {}
     seconds: dict[str, dict[str, float]] = {}
     for repeat in range(-1, request.repeats):
         plain_bits, plain_s = _timed(lambda: _plain_bits(plain, few, device, torch.float32))
@@ -102,6 +103,8 @@ def _measured(
             flips[name] = _share(bits[: len(some)], wanted)
             if flips[name] > MAX_FLIPS[name]:
                 raise DataError(f"{flips[name]:.2g} of the bits differ from float64's in {name}: that is no rounding")
+            if not np.array_equal(bits, first_bits.setdefault(name, bits)):
+                raise DataError(f"the bits in {name} are not those of the run before: speeds of such say nothing")
             if repeat >= 0:
                 speeds[name].append(len(windows) / spent)
                 seconds[name] = {stage: round(value, 4) for stage, value in encoder.take_seconds().items()}
@@ -149,8 +152,6 @@ def _model(windows: _Windows, config: BitwiseVAEConfig) -> BitwiseVAE:
 
 def _plain_bits(model: BitwiseVAE, windows: _Windows, device: torch.device, dtype: torch.dtype) -> NDArray[np.uint8]:
     """Encode as the module itself does, window by window cut on the host: (n, 2, L, C // 8)."""
-    from bitwise_vae.window_spans import checked_spans, cut_windows
-
     if dtype == torch.float64:
         copy = BitwiseVAE(model.config).double()
         copy.load_state_dict(model.state_dict())

@@ -5,7 +5,6 @@ Knows no data: each command calls one function.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +33,7 @@ from jobs.cli import (
     console,
     job_config,
     limits,
+    quoted,
     reported,
     tokenize_options,
     tokenize_request,
@@ -76,8 +76,7 @@ def plan(
     """Say what a job would write and how long it would take, before it runs."""
     options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum, None) | {
         **limits(deadline, max_runtime),
-        "input.clips.include": json.dumps(clips) if clips is not None else None,
-        "input.clips.exclude": json.dumps(exclude) if exclude is not None else None,
+        **quoted({"input.clips.include": clips, "input.clips.exclude": exclude}),
     }
     with reported():
         job = job_config(config, settings, options)

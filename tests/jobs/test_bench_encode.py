@@ -1,0 +1,38 @@
+import pytest
+
+from bitwise_vae.config import BitwiseVAEConfig
+from jobs import bench_encode
+from jobs.bench_encode import measure_encode
+from jobs.bench_result import BenchRequest
+from pipeline.errors import DataError
+from pipeline.job_config import load_config
+
+REQUEST = BenchRequest(40, 2, load_config(None), BitwiseVAEConfig(hidden_dim=16, depth=1, num_heads=2))
+
+
+def quiet(step: str, num_done: int, num_steps: int) -> None:
+    assert 0 <= num_done <= num_steps, step
+
+
+def test_measure_encode_compares_every_precision_with_float64() -> None:
+    results = measure_encode(REQUEST, quiet)
+    assert results[0].name == "encode float32, depth 1"
+    for result in results:
+        assert len(result.runs) == len(result.baseline_runs) == 2
+        assert result.details["windows"] == 40
+        assert result.details["seconds"]["compute"] > 0
+    assert results[0].details["share_of_bits_unlike_float64"] < 1e-5
+
+
+def test_measure_encode_refuses_bits_that_change_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, calls = bench_encode._encoded, []
+
+    def restless(*arguments):
+        bits = honest(*arguments)
+        calls.append(bits)
+        bits[-1, -1, -1, -1] ^= len(calls) > 2
+        return bits
+
+    monkeypatch.setattr(bench_encode, "_encoded", restless)
+    with pytest.raises(DataError, match="not those of the run before"):
+        measure_encode(REQUEST, quiet)

@@ -96,21 +96,31 @@ class _Layers:
     def _attention(self, x: Tensor, block: BlockWeights) -> Tensor:
         normed = F.layer_norm(x, x.shape[-1:], *block.norm)
         qkv = F.linear(normed, *block.to_qkv).view(*x.shape[:2], 3, self._num_heads, -1)
+        attend = _attend_by_products if self._dtype == torch.bfloat16 and x.device.type == "cpu" else _attend
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         split = self._window_frames
-        halves = [self._attend(query[:, :, :split], key[:, :, :split], value[:, :, :split])]
+        halves = [attend(query[:, :, :split], key[:, :, :split], value[:, :, :split], self._scale)]
         if x.shape[1] > split:
-            halves.append(self._attend(query[:, :, split:], key, value))
+            halves.append(attend(query[:, :, split:], key, value, self._scale))
         return F.linear(torch.cat(halves, dim=1).flatten(2), *block.to_out)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(b, heads, frames, head_dim) each -> (b, frames of query, heads, head_dim)."""
-        attended = F.scaled_dot_product_attention(query, key, value, scale=self._scale)
-        return attended.transpose(1, 2)
 
     def _mlp(self, x: Tensor, block: BlockWeights) -> Tensor:
         inner = F.gelu(F.linear(x, *block.widen), approximate="tanh")
         return F.linear(inner, *block.narrow)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """(b, heads, frames, head_dim) each -> (b, frames of query, heads, head_dim)."""
+    return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
+
+
+def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """What `_attend` does, in plain products: half the time in a CPU's bfloat16 (docs/benchmarks.md)."""
+    shape = query.shape
+    query, key, value = (part.contiguous().flatten(0, 1) for part in (query, key, value))
+    scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=scale)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.bmm(weights, value).view(shape).transpose(1, 2)
 
 
 def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -45,6 +45,10 @@ RAY_ENVIRONMENT = {
     "RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",  # after 1 s, else: a new worker takes seconds to start
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that outlives a stopped job starts another Ray
+    # Else a worker gives the memory of every row back to the system, and takes it again page by page.
+    "MALLOC_MMAP_THRESHOLD_": "2000000000",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+    "MIMALLOC_PURGE_DELAY": "-1",
 }
 """What a person set stays."""
 

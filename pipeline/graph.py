@@ -56,7 +56,7 @@ def tokenize_with_ray(
     """Read and write in Ray tasks, tokenize in a pool of actors; only accounts reach the driver."""
     if not runs:
         return
-    configure_ray_data(stages.wait_for_resources_s, GPU_READ_AHEAD if stages.gpus_per_actor else READ_AHEAD)
+    configure_ray_data(GPU_READ_AHEAD if stages.gpus_per_actor else READ_AHEAD)
     hub: Any = JobHub.remote(stages.codec)  # type: ignore[attr-defined]
     rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
     one_row = {"batch_size": 1, "batch_format": "pyarrow"}
@@ -74,21 +74,18 @@ def tokenize_with_ray(
     )
     accounts = tokens.map_batches(_WriteTask(stages.writer, hub), num_cpus=0.25, max_retries=CRASH_RETRIES, **one_row)
 
+    watch = _Watch(hub, progress, stages)
     try:
-        for text in rows_of(accounts, "account", lambda: _report(hub, progress)):
-            _report(hub, progress)
+        for text in rows_of(accounts, "account", watch.look):
+            watch.look()
             yield UnitAccount.from_text(text)
-        _report(hub, progress)
-    except ray.exceptions.GetTimeoutError as error:
-        raise no_place(
-            stages.min_actors or stages.num_actors,
-            {"GPU": stages.gpus_per_actor, "CPU": stages.cpus_per_actor},
-            stages.wait_for_resources_s,
-        ) from error
+        watch.look()
     except Exception as error:
         found = own_error(error, hub)
         if isinstance(found, IncompleteError):
             progress.check(is_drained=True)  # a stop took the workers too
+        if found is error:
+            raise  # `from` would make it the cause of itself
         raise found from error
 
 
@@ -231,6 +228,7 @@ class JobHub:
         self._codec = codec
         self._begun_windows = self._begun_bytes = self._encoded_windows = 0
         self._ready_at: float | None = None
+        self._num_ready = 0
         self._failure: Exception | None = None
         self._is_stopping = False
         self._flow = FlowBook()
@@ -257,8 +255,13 @@ class JobHub:
 
     def ready(self) -> None:
         """Note that a tokenizer stands ready."""
+        self._num_ready += 1
         if self._ready_at is None:
             self._ready_at = time.monotonic()
+
+    def num_ready(self) -> int:
+        """Return how many tokenizers have stood ready so far, those that were built again counted again."""
+        return self._num_ready
 
     def fail(self, error: Exception) -> None:
         """Note the first exception of a stage."""
@@ -304,23 +307,50 @@ class _HubListener:
         self.hub.encoded.remote(num_windows)
 
 
-def _report(hub: Any, progress: TokenizeProgress) -> None:
-    progress.check()
-    if progress.is_stopping:
-        hub.stop.remote()
-    age_s, begun_windows, begun_bytes, encoded_windows, flow = ray.get(hub.take.remote())
-    if age_s is not None:
-        progress.ready(age_s)
-    progress.begun(begun_windows, begun_bytes)
-    progress.encoded(encoded_windows)
-    progress.flowed(flow)
+class _Watch:
+    """Passes on what the hub knows, and the word to stop. Built for one graph by the driver, who looks every tick.
+
+    Reading begins while the tokenizers start, so it is here that somebody notices that they never do.
+    """
+
+    def __init__(self, hub: Any, progress: TokenizeProgress, stages: TokenizeStages) -> None:
+        self._hub, self._progress, self._stages = hub, progress, stages
+        self._min_actors = stages.min_actors or stages.num_actors
+        self._deadline: float | None = time.monotonic() + stages.wait_for_resources_s
+
+    def look(self) -> None:
+        """Take what is new.
+
+        Raises:
+            ResourcesError: too few tokenizers stood ready in time.
+            Exception: the first that a stage met.
+        """
+        hub, progress = self._hub, self._progress
+        progress.check()
+        if progress.is_stopping:
+            hub.stop.remote()
+        age_s, begun_windows, begun_bytes, encoded_windows, flow = ray.get(hub.take.remote())
+        if age_s is not None:
+            progress.ready(age_s)
+        progress.begun(begun_windows, begun_bytes)
+        progress.encoded(encoded_windows)
+        progress.flowed(flow)
+        if self._deadline is not None:
+            self._check_place(self._deadline)
+
+    def _check_place(self, deadline: float) -> None:
+        if ray.get(self._hub.num_ready.remote()) >= self._min_actors:
+            self._deadline = None
+        elif time.monotonic() > deadline:
+            stages = self._stages
+            each = {"GPU": stages.gpus_per_actor, "CPU": stages.cpus_per_actor}
+            raise no_place(self._min_actors, each, stages.wait_for_resources_s)
 
 
-def configure_ray_data(wait_for_resources_s: float = 0.0, read_ahead: float = READ_AHEAD) -> None:
+def configure_ray_data(read_ahead: float = READ_AHEAD) -> None:
     """Set Ray Data up for rows that stand for units: nothing split, nothing printed, no order.
 
     Args:
-        wait_for_resources_s: how long the first actors of a pool may take to stand.
         read_ahead: rows that are read before their turn, times those that tokenizers hold.
     """
     context = DataContext.get_current()
@@ -328,7 +358,7 @@ def configure_ray_data(wait_for_resources_s: float = 0.0, read_ahead: float = RE
     context.target_max_block_size = None  # a run of units is never split
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.wait_for_min_actors_s = wait_for_resources_s
+    context.wait_for_min_actors_s = -1  # they start while the first rows are read
     context.execution_options.preserve_order = False
     context.max_errored_blocks = -1  # a dead process loses its own row only; exceptions reach the driver by the hub
     with suppress(ImportError):  # a part of Ray without promise

@@ -6,13 +6,20 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 
-from jobs.session import open_session
+from jobs.session import open_session, stop_behind
 from pipeline.errors import ResourcesError
+from pipeline.execution import JobRecord, TokenizeProgress
+from pipeline.graph import JobHub, _Watch
 from pipeline.job_config import load_config
+from pipeline.observer import JobObserver
+from pipeline.stopping import StopSwitch
 
 RUN = Path(__file__).with_name("pool_run.py")
 
@@ -34,7 +41,8 @@ def run_in_two_gpus(corpus, output, *settings):
 
 @pytest.mark.slow
 def test_a_pool_grows_on_shared_gpus_and_gives_them_back(corpus, tmp_path):
-    ended = run_in_two_gpus(corpus, tmp_path / "o", "run.workers=4", "run.min_workers=1", "run.gpus_per_worker=0.5")
+    sets = ["run.workers=4", "run.min_workers=1", "run.gpus_per_worker=0.5", "export.windows_per_shard=2"]
+    ended = run_in_two_gpus(corpus, tmp_path / "o", *sets)  # many shards: time to see what is free meanwhile
     assert ended["code"] == 0, ended["said"]
     working = [sample for sample in ended["samples"] if sample["tokenizers"]]
     assert min(sample["tokenizers"] for sample in working) == 1
@@ -47,11 +55,11 @@ def test_a_pool_grows_on_shared_gpus_and_gives_them_back(corpus, tmp_path):
 @pytest.mark.slow
 def test_workers_without_a_place_end_with_a_word(corpus, tmp_path):
     ended = run_in_two_gpus(
-        corpus, tmp_path / "o", "run.workers=3", "run.gpus_per_worker=1", "run.wait_for_resources_s=15"
+        corpus, tmp_path / "o", "run.workers=3", "run.gpus_per_worker=1", "run.wait_for_resources_s=3"
     )
     assert ended["code"] == 3
     said = " ".join(ended["said"].split())
-    assert "3 workers of 1 GPU each did not stand within 15 s: the cluster has 2 GPU" in said
+    assert "3 workers of 1 GPU each did not stand within 3 s: the cluster has 2 GPU" in said
     assert "run.min_workers" in said
 
 
@@ -67,3 +75,22 @@ def test_a_cluster_without_gpus_computes_on_its_cpus(ray_local):
     with open_session(load_config(None).run) as executor:
         assert executor.num_gpus == 0
         assert executor.numerics().device.startswith("cpu")
+
+
+def test_a_run_ends_where_too_few_tokenizers_stand_in_time(ray_local):
+    hub = JobHub.remote(b"")
+    asked = {
+        "num_actors": 3,
+        "min_actors": 2,
+        "cpus_per_actor": 1.0,
+        "gpus_per_actor": 0.0,
+        "wait_for_resources_s": 0.2,
+    }
+    watch = _Watch(hub, TokenizeProgress(JobObserver(), JobRecord(), StopSwitch()), SimpleNamespace(**asked))
+    ray.get(hub.ready.remote())
+    time.sleep(0.3)
+    with pytest.raises(ResourcesError, match=r"2 workers of 1 CPU each did not stand within 0\.2 s") as caught:
+        watch.look()
+    assert stop_behind(caught.value) is None
+    ray.get(hub.ready.remote())
+    watch.look()

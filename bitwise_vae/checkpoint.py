@@ -204,8 +204,7 @@ def random_checkpoint(config: BitwiseVAEConfig, mean: ArrayLike, std: ArrayLike,
         CheckpointError: the statistics do not fit the configuration, or are no finite numbers above 0.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        shapes = {name: tensor.shape for name, tensor in BitwiseVAE(config).state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in _blank_model(config).state_dict().items()}
     state = {name: _random_weight(name, shape, generator) for name, shape in shapes.items()}
     state["attn_mask"] = prev_this_mask(config.window_frames)
     state["motion_mean"] = torch.from_numpy(np.array(mean, dtype=np.float32))
@@ -226,16 +225,21 @@ def _random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> 
 
 
 def _model_from_state(config: BitwiseVAEConfig, state: Mapping[str, Tensor], name: str) -> BitwiseVAE:
-    """Builds the model around copies of the tensors; the caller's random numbers go on where they were.
-
-    Not on torch's meta device, which imports a compiler first: 5 s on a GPU host.
-    """
-    with torch.random.fork_rng(devices=[]):
-        model = BitwiseVAE(config)
+    """Builds the model around copies of the tensors."""
+    model = _blank_model(config)
     require_state(state, model.state_dict(), name)
     copies = {key: tensor.to(torch.float32, copy=True).contiguous() for key, tensor in state.items()}
     model.load_state_dict(copies, assign=True)
     return model.eval()
+
+
+def _blank_model(config: BitwiseVAEConfig) -> BitwiseVAE:
+    """Builds a model whose weights mean nothing; the caller's random numbers go on where they were.
+
+    Not on torch's meta device, which imports a compiler first: 5 s on a GPU host.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return BitwiseVAE(config)
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

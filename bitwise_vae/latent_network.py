@@ -82,6 +82,7 @@ class _Layers:
         self._window_frames = model.window_frames
         self._num_heads = model.config.num_heads
         self._scale = model.config.hidden_dim**-0.5
+        self._attend = _attend_by_products if dtype == torch.bfloat16 and device.type == "cpu" else _attend
         self._into = _linear(into[0], dtype, device)
         self._blocks = [block(cast(Attention, attention), cast(Mlp, mlp)) for attention, mlp in pairs]
 
@@ -96,12 +97,11 @@ class _Layers:
     def _attention(self, x: Tensor, block: BlockWeights) -> Tensor:
         normed = F.layer_norm(x, x.shape[-1:], *block.norm)
         qkv = F.linear(normed, *block.to_qkv).view(*x.shape[:2], 3, self._num_heads, -1)
-        attend = _attend_by_products if self._dtype == torch.bfloat16 and x.device.type == "cpu" else _attend
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         split = self._window_frames
-        halves = [attend(query[:, :, :split], key[:, :, :split], value[:, :, :split], self._scale)]
+        halves = [self._attend(query[:, :, :split], key[:, :, :split], value[:, :, :split], self._scale)]
         if x.shape[1] > split:
-            halves.append(attend(query[:, :, split:], key, value, self._scale))
+            halves.append(self._attend(query[:, :, split:], key, value, self._scale))
         return F.linear(torch.cat(halves, dim=1).flatten(2), *block.to_out)
 
     def _mlp(self, x: Tensor, block: BlockWeights) -> Tensor:

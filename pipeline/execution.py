@@ -61,9 +61,9 @@ class TokenizeStages:
     host: Callable[[bytes, TokenizerSettings, TokenizeListener], Tokenizer] = tokenizer_of
     """Builds the tokenizer where it works."""
     min_actors: int | None = None
-    """With so many it begins, and grows up to `num_actors`; None: with all."""
+    """So many are started at once and must stand in time, more may follow up to `num_actors`; None: all."""
     wait_for_resources_s: float = 600.0
-    """How long the first actors may wait for a place."""
+    """How long until they must stand; work begins with the first of them."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ Exactly-once comes from planned units and atomic commits, never from Ray: a task
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -30,7 +31,7 @@ from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_tex
 from pipeline.errors import IncompleteError, MotionTokensError, ResourcesError
 from pipeline.execution import TokenizeProgress, Tokenizer, TokenizeStages
 from pipeline.export.tasks import Builder, Result, Task
-from pipeline.flow import Flow, FlowBook
+from pipeline.job_hub import JobHub, News
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
 from pipeline.storage import num_retries
@@ -49,6 +50,9 @@ CRASH_RETRIES = 2
 """Tries of a task after its process died; then its units are left to be looked at one by one."""
 _END = object()
 
+RemoteHub: Any = ray.remote(num_cpus=0)(JobHub)
+"""The hub as an actor, one a graph."""
+
 
 def tokenize_with_ray(
     runs: Sequence[UnitRun], stages: TokenizeStages, progress: TokenizeProgress
@@ -57,7 +61,7 @@ def tokenize_with_ray(
     if not runs:
         return
     configure_ray_data(GPU_READ_AHEAD if stages.gpus_per_actor else READ_AHEAD)
-    hub: Any = JobHub.remote(stages.codec)  # type: ignore[attr-defined]
+    hub = RemoteHub.remote(stages.codec)
     rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
     one_row = {"batch_size": 1, "batch_format": "pyarrow"}
 
@@ -219,81 +223,6 @@ def followed(hub: Any, stage: str, row: pa.Table) -> Iterator[None]:
     hub.leave.remote(stage, run, num_retries() - retried)
 
 
-@ray.remote(num_cpus=0)
-class JobHub:
-    """What all tokenizers of a job share: it hands out the weights, and counts windows while runs of units
-    are still in work, so that a person sees movement. Built by the driver, dies with the job."""
-
-    def __init__(self, codec: bytes) -> None:
-        self._codec = codec
-        self._begun_windows = self._begun_bytes = self._encoded_windows = 0
-        self._ready_at: float | None = None
-        self._num_ready = 0
-        self._failure: Exception | None = None
-        self._is_stopping = False
-        self._flow = FlowBook()
-
-    def enter(self, stage: str, run: int, num_units: int) -> None:
-        """Note that a run of units begins a stage."""
-        self._flow.enter(stage, run, num_units)
-
-    def leave(self, stage: str, run: int, storage_retries: int) -> None:
-        """Note that a run of units has passed a stage."""
-        self._flow.leave(stage, run, storage_retries)
-
-    def stop(self) -> None:
-        """Let read tasks that begin from now on read nothing."""
-        self._is_stopping = True
-
-    def is_stopping(self) -> bool:
-        """Return whether no more units are to be read."""
-        return self._is_stopping
-
-    def codec(self) -> bytes:
-        """Return the weights."""
-        return self._codec
-
-    def ready(self) -> None:
-        """Note that a tokenizer stands ready."""
-        self._num_ready += 1
-        if self._ready_at is None:
-            self._ready_at = time.monotonic()
-
-    def num_ready(self) -> int:
-        """Return how many tokenizers have stood ready so far, those that were built again counted again."""
-        return self._num_ready
-
-    def fail(self, error: Exception) -> None:
-        """Note the first exception of a stage."""
-        self._failure = self._failure or error
-
-    def failure(self) -> Exception | None:
-        """Return the first exception of a stage, None where there was none."""
-        return self._failure
-
-    def begun(self, num_windows: int, num_bytes: int) -> None:
-        """Note work that a tokenizer takes up."""
-        self._begun_windows += num_windows
-        self._begun_bytes += num_bytes
-
-    def encoded(self, num_windows: int) -> None:
-        """Note work that is done."""
-        self._encoded_windows += num_windows
-
-    def take(self) -> tuple[float | None, int, int, int, Flow]:
-        """Return how long ago the first tokenizer stood ready, seconds, the counts since the last call, and the flow.
-
-        Raises:
-            Exception: the first that a stage met.
-        """
-        if self._failure is not None:
-            raise self._failure
-        age_s = None if self._ready_at is None else time.monotonic() - self._ready_at
-        counts = self._begun_windows, self._begun_bytes, self._encoded_windows
-        self._begun_windows = self._begun_bytes = self._encoded_windows = 0
-        return age_s, *counts, self._flow.take()
-
-
 @dataclass(frozen=True)
 class _HubListener:
     """Passes a tokenizer's words on to the hub, without waiting."""
@@ -316,7 +245,7 @@ class _Watch:
     def __init__(self, hub: Any, progress: TokenizeProgress, stages: TokenizeStages) -> None:
         self._hub, self._progress, self._stages = hub, progress, stages
         self._min_actors = stages.min_actors or stages.num_actors
-        self._deadline: float | None = time.monotonic() + stages.wait_for_resources_s
+        self._deadline = time.monotonic() + stages.wait_for_resources_s
 
     def look(self) -> None:
         """Take what is new.
@@ -329,19 +258,18 @@ class _Watch:
         progress.check()
         if progress.is_stopping:
             hub.stop.remote()
-        age_s, begun_windows, begun_bytes, encoded_windows, flow = ray.get(hub.take.remote())
-        if age_s is not None:
-            progress.ready(age_s)
-        progress.begun(begun_windows, begun_bytes)
-        progress.encoded(encoded_windows)
-        progress.flowed(flow)
-        if self._deadline is not None:
-            self._check_place(self._deadline)
+        news: News = ray.get(hub.take.remote())
+        if news.ready_age_s is not None:
+            progress.ready(news.ready_age_s)
+        progress.begun(news.begun_windows, news.begun_bytes)
+        progress.encoded(news.encoded_windows)
+        progress.flowed(news.flow)
+        self._check_place(news.num_ready)
 
-    def _check_place(self, deadline: float) -> None:
-        if ray.get(self._hub.num_ready.remote()) >= self._min_actors:
-            self._deadline = None
-        elif time.monotonic() > deadline:
+    def _check_place(self, num_ready: int) -> None:
+        if num_ready >= self._min_actors:
+            self._deadline = math.inf  # those that were lost later are built again
+        elif time.monotonic() > self._deadline:
             stages = self._stages
             each = {"GPU": stages.gpus_per_actor, "CPU": stages.cpus_per_actor}
             raise no_place(self._min_actors, each, stages.wait_for_resources_s)

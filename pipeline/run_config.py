@@ -37,7 +37,9 @@ class RunConfig(Section):
     """What never changes a byte of the dataset."""
 
     workers: int | None = Field(None, ge=1, description="tokenizer actors; default: what the GPUs hold, else one")
-    min_workers: int | None = Field(None, ge=1, description="begin with so many actors and grow; default: all at once")
+    min_workers: int | None = Field(
+        None, ge=1, description="so many actors must stand in time, more may follow; default: all"
+    )
     gpus_per_worker: float | None = Field(None, gt=0, description="GPUs an actor; 0.5: two on one; default: one if any")
     wait_for_resources_s: float = Field(600.0, gt=0, description="how long actors may wait for a place on the cluster")
     threads: int | None = Field(None, ge=1, description="CPU threads an actor; default: cores / workers")

@@ -82,7 +82,9 @@ class _Layers:
         self._window_frames = model.window_frames
         self._num_heads = model.config.num_heads
         self._scale = model.config.hidden_dim**-0.5
-        self._attend = _attend_by_products if dtype == torch.bfloat16 and device.type == "cpu" else _attend
+        is_short = dtype == torch.bfloat16 and device.type == "cpu"
+        self._attend = _attend_by_products if is_short else _attend
+        self._widen = _widen_in_one if is_short and torch.ops.mkldnn._is_mkldnn_bf16_supported() else _widen
         self._into = _linear(into[0], dtype, device)
         self._blocks = [block(cast(Attention, attention), cast(Mlp, mlp)) for attention, mlp in pairs]
 
@@ -105,8 +107,7 @@ class _Layers:
         return F.linear(torch.cat(halves, dim=1).flatten(2), *block.to_out)
 
     def _mlp(self, x: Tensor, block: BlockWeights) -> Tensor:
-        inner = F.gelu(F.linear(x, *block.widen), approximate="tanh")
-        return F.linear(inner, *block.narrow)
+        return F.linear(self._widen(x, *block.widen), *block.narrow)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -121,6 +122,16 @@ def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float)
     scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=scale)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     return torch.bmm(weights, value).view(shape).transpose(1, 2)
+
+
+def _widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(b, frames, H) -> (b, frames, mlp_dim): the MLP's first linear map and its GELU."""
+    return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+
+
+def _widen_in_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `_widen` does, rounded once: oneDNN applies the GELU to its sums, before they are bfloat16."""
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh"))
 
 
 def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

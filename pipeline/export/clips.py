@@ -6,7 +6,7 @@ Knows no Ray or torch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,9 @@ from pipeline.config import CorpusSpec
 from pipeline.errors import DataError
 from pipeline.quarantine import DropReason
 from pipeline.schema import LEDGER_SCHEMA
+
+CLIPS_AT_ONCE = 16_384
+"""Clips whose ledgers are joined at once, or whose texts stand as Python's at once: what the driver holds beside."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,27 @@ class ClipTable:
 
 
 def join_ledgers(ledgers: Iterable[pa.Table]) -> ClipTable:
-    """Return the clips of all ledgers, which come in order of units."""
-    tables: list[pa.Table] = []
+    """Return the clips of all ledgers, which come in order of units.
+
+    Ledgers are copied together as they come, so that they are never held twice.
+    """
+    joined: list[pa.Table] = [LEDGER_SCHEMA.empty_table()]
+    waiting: list[pa.Table] = []
+    num_waiting = 0
     units: list[NDArray[np.int32]] = []
     rows: list[NDArray[np.int64]] = []
     for index, ledger in enumerate(ledgers):
         windows = ledger["num_windows"].to_numpy().astype(np.int64)
-        tables.append(ledger)
         units.append(np.full(len(windows), index, np.int32))
         rows.append(np.cumsum(windows) - windows)
-    table = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *tables]).combine_chunks()
+        waiting.append(ledger)
+        num_waiting += len(windows)
+        if num_waiting >= CLIPS_AT_ONCE:
+            joined.append(pa.concat_tables(waiting).combine_chunks())
+            waiting, num_waiting = [], 0
+    if waiting:
+        joined.append(pa.concat_tables(waiting).combine_chunks())
+    table = pa.concat_tables(joined)
     return ClipTable(
         table,
         np.concatenate(units) if units else np.zeros(0, np.int32),
@@ -88,6 +102,12 @@ def join_ledgers(ledgers: Iterable[pa.Table]) -> ClipTable:
         table["num_windows"].to_numpy().astype(np.int64),
         np.zeros(table.num_rows, np.bool_),
     )
+
+
+def texts_of(column: pa.ChunkedArray) -> Iterator[str | None]:
+    """Yield the texts of a column, few at a time as Python's."""
+    for start in range(0, len(column), CLIPS_AT_ONCE):
+        yield from column.slice(start, CLIPS_AT_ONCE).to_pylist()
 
 
 def content_of_clips(corpus: CorpusSpec) -> str:

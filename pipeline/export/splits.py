@@ -6,7 +6,7 @@ Knows no Ray or torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import ExportSpec, digest_of, hash64
 from pipeline.errors import ConfigError
-from pipeline.export.clips import ClipTable
+from pipeline.export.clips import ClipTable, texts_of
 from pipeline.job_config import SplitConfig, check_split_name
 from pipeline.storage import read_text
 
@@ -35,11 +35,11 @@ def assign_splits(
     """
     splits = export.splits
     if splits.by == "file":
-        return [_listed_split(clip_id, listed) for clip_id in clips.table["clip_id"].to_pylist()]
+        return [_listed_split(clip_id, listed) for clip_id in texts_of(clips.table["clip_id"])]
     names = list(splits.ratios)
     edges = np.cumsum([splits.ratios[name] for name in names])
     if shares is None:
-        shares = split_shares(splits.salt, clips.table[splits.by].to_pylist())
+        shares = split_shares(splits.salt, texts_of(clips.table[splits.by]))
     index = np.minimum(np.searchsorted(edges, shares, side="right"), len(names) - 1)
     return [names[i] for i in index]
 
@@ -49,9 +49,10 @@ def _listed_split(clip_id: str, listed: Mapping[str, str]) -> str:
     return listed.get(clip_id) or listed.get(clip_id.partition("#")[2], UNLISTED)
 
 
-def split_shares(salt: str, values: Sequence[object]) -> NDArray[np.float64]:
+def split_shares(salt: str, values: Iterable[object]) -> NDArray[np.float64]:
     """Return where values fall on the line of splits, (n,) from 0 to 1; clips without a value stand together."""
-    return np.array([hash64(f"{salt}\0{'' if value is None else value}") / 2**64 for value in values])
+    shares = (hash64(f"{salt}\0{'' if value is None else value}") / 2**64 for value in values)
+    return np.fromiter(shares, np.float64)
 
 
 def listed_splits(splits: SplitConfig, options: Mapping[str, Any]) -> tuple[dict[str, str], str]:

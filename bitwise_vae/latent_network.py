@@ -84,7 +84,7 @@ class _Layers:
         self._scale = model.config.hidden_dim**-0.5
         is_short = dtype == torch.bfloat16 and device.type == "cpu"
         self._attend = _attend_by_products if is_short else _attend
-        self._widen = _widen_in_one if is_short and torch.ops.mkldnn._is_mkldnn_bf16_supported() else _widen
+        self._widen = _widen_in_one if is_short and _has_short_products() else _widen
         self._into = _linear(into[0], dtype, device)
         self._blocks = [block(cast(Attention, attention), cast(Mlp, mlp)) for attention, mlp in pairs]
 
@@ -132,6 +132,12 @@ def _widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _widen_in_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What `_widen` does, rounded once: oneDNN applies the GELU to its sums, before they are bfloat16."""
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh"))
+
+
+def _has_short_products() -> bool:
+    """Return whether oneDNN is there and multiplies bfloat16 on this processor; builds without it lack the question."""
+    ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return ask is not None and bool(ask())
 
 
 def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,8 @@ from pipeline.errors import DataError
 from pipeline.quarantine import DropReason
 from pipeline.schema import LEDGER_SCHEMA
 
-CLIPS_AT_ONCE = 16_384
-"""Clips whose ledgers are joined at once, or whose texts stand as Python's at once: what the driver holds beside."""
+CLIPS_AT_ONCE = 4096
+"""Clips that stand as Python's objects at once."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +75,16 @@ class ClipTable:
 
 
 def join_ledgers(ledgers: Iterable[pa.Table]) -> ClipTable:
-    """Return the clips of all ledgers, which come in order of units.
-
-    Ledgers are copied together as they come, so that they are never held twice.
-    """
-    joined: list[pa.Table] = [LEDGER_SCHEMA.empty_table()]
-    waiting: list[pa.Table] = []
-    num_waiting = 0
+    """Return the clips of all ledgers, which come in order of units."""
+    tables: list[pa.Table] = []
     units: list[NDArray[np.int32]] = []
     rows: list[NDArray[np.int64]] = []
     for index, ledger in enumerate(ledgers):
         windows = ledger["num_windows"].to_numpy().astype(np.int64)
+        tables.append(ledger)
         units.append(np.full(len(windows), index, np.int32))
         rows.append(np.cumsum(windows) - windows)
-        waiting.append(ledger)
-        num_waiting += len(windows)
-        if num_waiting >= CLIPS_AT_ONCE:
-            joined.append(pa.concat_tables(waiting).combine_chunks())
-            waiting, num_waiting = [], 0
-    if waiting:
-        joined.append(pa.concat_tables(waiting).combine_chunks())
-    table = pa.concat_tables(joined)
+    table = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *tables]).combine_chunks()
     return ClipTable(
         table,
         np.concatenate(units) if units else np.zeros(0, np.int32),
@@ -104,7 +94,7 @@ def join_ledgers(ledgers: Iterable[pa.Table]) -> ClipTable:
     )
 
 
-def texts_of(column: pa.ChunkedArray) -> Iterator[str | None]:
+def texts_of(column: pa.ChunkedArray) -> Iterator[Any]:
     """Yield the texts of a column, few at a time as Python's."""
     for start in range(0, len(column), CLIPS_AT_ONCE):
         yield from column.slice(start, CLIPS_AT_ONCE).to_pylist()

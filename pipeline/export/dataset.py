@@ -20,7 +20,7 @@ from pipeline.drop_limit import check_dropped
 from pipeline.errors import NoClipLeftError
 from pipeline.export.build import Fragment, ShardBuilder
 from pipeline.export.card import dataset_card
-from pipeline.export.clips import ClipTable, content_of_clips, join_ledgers, resolve_duplicates, texts_of
+from pipeline.export.clips import ClipTable, content_of_clips, join_ledgers, resolve_duplicates
 from pipeline.export.index import clip_index, count_clips, quarantine, table_to_parquet, unit_index
 from pipeline.export.publish import WINDOW_INDEX_PATH, Exported
 from pipeline.export.reuse import StandingShards
@@ -143,7 +143,7 @@ def _chosen_clips(
     chosen = resolve_duplicates(chosen, export.duplicate_ids, content_of_clips(source.contract.corpus))
     if not chosen.num_windows.any():
         raise NoClipLeftError(_why_no_clip(chosen))
-    drops = Counter(reason for reason in texts_of(chosen.table["drop_reason"]) if reason)
+    drops = Counter(reason for reason in chosen.table["drop_reason"].to_pylist() if reason)
     num_left = int((chosen.num_windows > 0).sum()) + num_filtered
     check_dropped({"clips": num_left, "dropped_clips": drops.total()}, drops, source.max_dropped)
     return chosen, judged.split_shares

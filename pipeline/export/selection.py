@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Contract, CorpusSpec, ExportSpec
 from pipeline.errors import ConfigError, DataError
-from pipeline.export.clips import ClipTable, Spans, with_values
+from pipeline.export.clips import CLIPS_AT_ONCE, ClipTable, Spans, with_values
 from pipeline.export.splits import split_shares
 from pipeline.read_units import ClipFilter
 from pipeline.where import Where, constant, unknown_column
@@ -29,8 +29,6 @@ CLIP_KINDS = {"clip_id": "string", "source": "string", "num_frames": "int64"}
 """Columns that every clip has, and their kinds."""
 
 READ_THREADS = 8
-CLIPS_AT_ONCE = 4096
-"""Clips whose windows are looked at together."""
 
 ReadColumns = Callable[[int, Sequence[str]], pa.Table]
 """Unit and names of columns -> these columns of its fragment."""

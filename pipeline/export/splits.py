@@ -35,7 +35,7 @@ def assign_splits(
     """
     splits = export.splits
     if splits.by == "file":
-        return [_listed_split(str(clip_id), listed) for clip_id in texts_of(clips.table["clip_id"])]
+        return [_listed_split(clip_id, listed) for clip_id in texts_of(clips.table["clip_id"])]
     names = list(splits.ratios)
     edges = np.cumsum([splits.ratios[name] for name in names])
     if shares is None:

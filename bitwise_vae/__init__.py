@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bitwise_vae.bits import pack_bits, pack_bits_torch, unpack_bits, unpack_bits_torch
     from bitwise_vae.checkpoint import (
-        PRETRAINED,
         CheckpointError,
         checkpoint_bytes,
         load_checkpoint,
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
         weights_digest,
         write_checkpoint,
     )
-    from bitwise_vae.config import PRESETS, BitwiseVAEConfig, ConfigError, MotionGroup
+    from bitwise_vae.config import PRESETS, PRETRAINED, BitwiseVAEConfig, ConfigError, MotionGroup
     from bitwise_vae.encode import WindowEncoder
     from bitwise_vae.evaluation import Evaluation, evaluate_clips
     from bitwise_vae.flips import flip_pairs
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "bits": ("pack_bits", "pack_bits_torch", "unpack_bits", "unpack_bits_torch"),
     "checkpoint": (
-        "PRETRAINED",
         "CheckpointError",
         "checkpoint_bytes",
         "load_checkpoint",
@@ -51,7 +49,7 @@ _HOMES = {
         "weights_digest",
         "write_checkpoint",
     ),
-    "config": ("PRESETS", "BitwiseVAEConfig", "ConfigError", "MotionGroup"),
+    "config": ("PRESETS", "PRETRAINED", "BitwiseVAEConfig", "ConfigError", "MotionGroup"),
     "encode": ("WindowEncoder",),
     "evaluation": ("Evaluation", "evaluate_clips"),
     "flips": ("flip_pairs",),

@@ -21,13 +21,12 @@ from torch import Tensor
 
 from bitwise_vae.checkpoint_config import Overrides, config_from_shapes, require_state, stated_layers
 from bitwise_vae.checkpoint_tensors import CheckpointError, tensors_from_bytes, vae_state
-from bitwise_vae.config import BitwiseVAEConfig
+from bitwise_vae.config import PRETRAINED, BitwiseVAEConfig
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.quality_record import METADATA_KEY, QualityRecord
 from bitwise_vae.transformer import prev_this_mask
 
 __all__ = [
-    "PRETRAINED",
     "CheckpointError",
     "checkpoint_bytes",
     "load_checkpoint",
@@ -41,9 +40,6 @@ __all__ = [
     "write_checkpoint",
 ]
 
-
-PRETRAINED = {"demo": "demo_flame106.safetensors", "demo-arkit": "demo_arkit61.safetensors"}
-"""Checkpoints inside this package, each with a card beside it, by the name that stands for a path."""
 
 RANDOM_GAINS = {"to_qkv": 2.0, "code_mapping": 0.03, "out_mapping": 0.3}
 """Gains of random weights: attention that chooses, latents as long as codes, motion within a few deviations."""

@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+PRETRAINED = {"demo": "demo_flame106.safetensors", "demo-arkit": "demo_arkit61.safetensors"}
+"""Checkpoints inside this package, each with a card beside it, by the name that stands for a path."""
+
 
 class ConfigError(ValueError):
     """A configuration that no bitwise VAE can have, or that contradicts itself."""

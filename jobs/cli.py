@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, MotionTokensError
 from pipeline.job_config import JobConfig, load_config
 
 if TYPE_CHECKING:
-    from pipeline.request import TokenizeRequest
+    from pipeline.job_config import TokenizeRequest
     from pipeline.stopping import Stopped
 
 EXIT_WRONG_DATA, EXIT_INTERNAL = 1, 70
@@ -275,7 +275,7 @@ def tokenize_request(
     Raises:
         ConfigError: the codec's configuration is given twice.
     """
-    from pipeline.request import TokenizeRequest
+    from pipeline.job_config import TokenizeRequest
 
     if preset and model_config:
         raise ConfigError(TWO_CONFIGURATIONS)

@@ -28,9 +28,8 @@ from jobs.speaker_timeline import FPS
 from jobs.tokenize_command import run_tokenize
 from pipeline.errors import VerifyError
 from pipeline.gate import GateResult
-from pipeline.job_config import JobConfig
+from pipeline.job_config import JobConfig, TokenizeRequest
 from pipeline.manifest import Manifest
-from pipeline.request import TokenizeRequest
 from pipeline.storage import Folder
 
 Motion = npt.NDArray[np.float32]

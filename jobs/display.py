@@ -23,6 +23,7 @@ from pipeline.plan import Plan
 from pipeline.run_lease import Heartbeat
 
 STAGE_WORDS = {
+    "session": "starting Ray",
     "plan": "planning",
     "checksums": "reading input",
     "start": "starting",

@@ -21,10 +21,11 @@ from jobs.estimate_table import print_estimate, print_forecast, print_probe, say
 from jobs.session import num_cores, open_session
 from pipeline.estimate import JobEstimate, estimate_job
 from pipeline.forecast import DeadlineForecast, Forecast, Room, forecast_deadline, forecast_job
+from pipeline.job_config import TokenizeRequest
 from pipeline.listing_problems import listing_problems
 from pipeline.plan import Plan, make_plan
 from pipeline.probe import ProbeFigures, probe_units
-from pipeline.request import TokenizeRequest, prepare
+from pipeline.request import prepare
 from pipeline.stopping import stop_time
 from pipeline.token_store import missing_units
 

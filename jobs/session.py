@@ -13,7 +13,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -54,8 +54,12 @@ RAY_ENVIRONMENT = {
 
 
 @contextmanager
-def open_session(run: RunConfig) -> Iterator[Executor]:
-    """Give what runs the stages, and stop it at the end; a Ray of our own starts only when there is work."""
+def open_session(run: RunConfig, is_work_certain: bool = False) -> Iterator[Executor]:
+    """Give what runs the stages, and stop it at the end; a Ray of our own starts only when there is work.
+
+    Args:
+        is_work_certain: then it starts at once, while torch is imported: both take seconds, most of them waiting.
+    """
     with ExitStack() as stack:
         if run.local:
             yield _local_executor()
@@ -63,6 +67,10 @@ def open_session(run: RunConfig) -> Iterator[Executor]:
             stack.enter_context(ray_running(address=run.address))
             yield _cluster_executor(run)
         else:
+            if is_work_certain:
+                _import_ray(run.metrics_port)
+                with _torch_imported():
+                    stack.enter_context(ray_running(metrics_port=run.metrics_port))
             yield _own_ray_executor(stack, run.metrics_port)
 
 
@@ -73,6 +81,24 @@ def are_metrics_taken(run: RunConfig) -> bool:
 
 def _is_cluster_given(run: RunConfig) -> bool:
     return bool(run.address or os.environ.get("RAY_ADDRESS")) or _is_initialized()
+
+
+@contextmanager
+def _torch_imported() -> Iterator[None]:
+    """Import torch, and look for GPUs, beside what the block does; what fails there fails again where it is needed."""
+
+    def load() -> None:
+        with suppress(Exception):
+            import torch
+
+            torch.cuda.device_count()
+
+    thread = threading.Thread(target=load, name="import-torch")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 @contextmanager
@@ -251,18 +277,9 @@ def ray_running(
         IncompleteError: Ray does not start, or no cluster answers.
         ConfigError: the cluster wants a token that this process does not have, or the address is Ray's client's.
     """
-    if metrics_port is not None:
-        os.environ.setdefault("RAY_enable_metrics_collection", "1")
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with warnings.catch_warnings():  # Ray sets filters of its own when it is imported: they are not kept
-        warnings.simplefilter("ignore", category=FutureWarning)
-        import ray
-        import ray.data
+    _import_ray(metrics_port)
+    import ray
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # the retries of a map's tasks have no other place
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us as exceptions
     if ray.is_initialized():
         yield
         return
@@ -288,6 +305,21 @@ def ray_running(
         yield
     finally:
         ray.shutdown()
+
+
+def _import_ray(metrics_port: int | None) -> None:
+    """Import Ray under the environment and the filters of warnings that it is to have."""
+    if metrics_port is not None:
+        os.environ.setdefault("RAY_enable_metrics_collection", "1")
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():  # Ray sets filters of its own when it is imported: they are not kept
+        warnings.simplefilter("ignore", category=FutureWarning)
+        import ray.data  # noqa: F401 - it is what the filters are for
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # the retries of a map's tasks have no other place
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us as exceptions
 
 
 def _checked(address: str | None) -> str | None:

@@ -1,13 +1,13 @@
 """The command tokenize: a session, a display or a log, the job, run.json, the summary, and word of how it ended.
 
-Knows no data.
+Knows no data. Imports torch only once the display is shown: Ray may start meanwhile.
 """
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,25 +15,23 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from bitwise_vae.config import PRETRAINED
 from jobs.display import Display
 from jobs.json_log import JsonLog
 from jobs.metrics import MetricsObserver
 from jobs.notify import notify
 from jobs.outcome import described_run, outcome_of_dataset, outcome_of_error
 from jobs.program import program_text
-from jobs.report_command import print_gate, report_of_run
 from jobs.run_record import RecordNotes, new_run_id, print_summary, write_run_record
 from jobs.session import are_metrics_taken, open_session, stop_signals
 from pipeline.errors import GateFailedError, MotionTokensError
 from pipeline.execution import JobRecord
-from pipeline.forecast import compared_forecast, read_forecast
-from pipeline.manifest import Manifest, read_manifest, read_staged
+from pipeline.job_config import TokenizeRequest
+from pipeline.manifest import Manifest, is_published, read_manifest, read_staged
 from pipeline.observer import Audience, JobObserver
-from pipeline.request import TokenizeRequest
 from pipeline.run_config import RunConfig
 from pipeline.stopping import StopSwitch, stop_time
-from pipeline.storage import Folder, read_text, without_secrets
-from pipeline.tokenize_job import JobControl, tokenize_dataset
+from pipeline.storage import Folder, parent_and_name, read_text, without_secrets
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,8 @@ class _Run:
     def write_record(self) -> None:
         """Write run.json."""
         if self.forecast:
+            from pipeline.forecast import compared_forecast
+
             plan = self.record.notes.get("plan")
             self.record.notes["estimate"] = compared_forecast(self.forecast, self.record, plan)
         self.outcome["run_record"] = write_run_record(self.output, self.run_id, self.record, self.outcome)
@@ -111,6 +111,8 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
 def _forecast_of(config: RunConfig) -> dict[str, Any]:
     if config.estimate is None:
         return {}
+    from pipeline.forecast import read_forecast
+
     return read_forecast(read_text(config.estimate, config.storage_options), without_secrets(config.estimate))
 
 
@@ -118,11 +120,20 @@ def _tokenize(run: _Run) -> Manifest:
     """Run the job; an error leaves run.json where work was done, and the report where the gate failed."""
     config, record = run.config, run.record
     stop_at = stop_time(config.deadline, config.max_runtime)
-    control = JobControl(run.run_id, StopSwitch(config.grace_s, stop_at))
-    with _watched(run, stop_at) as observer, open_session(config) as executor, stop_signals(control.stop):
+    stop = StopSwitch(config.grace_s, stop_at)
+    with ExitStack() as stack:
+        observer = stack.enter_context(_watched(run, stop_at))
+        is_work_certain = not config.local and _is_work_certain(run)
+        if is_work_certain:
+            observer.on_stage("session")
+        executor = stack.enter_context(open_session(config, is_work_certain))
+        stack.enter_context(stop_signals(stop))
+        from pipeline.tokenize_job import JobControl, tokenize_dataset
+
+        record.lap("start")
         record.notes["executor"] = executor.name
         try:
-            return tokenize_dataset(run.request, executor, observer, record, control)
+            return tokenize_dataset(run.request, executor, observer, record, JobControl(run.run_id, stop))
         except MotionTokensError as error:
             is_staged = isinstance(error, GateFailedError)
             run.outcome.update(outcome_of_error(error))
@@ -131,6 +142,24 @@ def _tokenize(run: _Run) -> Manifest:
             if is_staged:
                 _report_staged(run)
             raise
+
+
+def _is_work_certain(run: _Run) -> bool:
+    """Return whether the job will tokenize, as far as names tell: nothing is published, and what it reads is there."""
+    request, options = run.request, run.config.storage_options
+    if is_published(run.output):
+        return False
+    needed = [place.rpartition("=")[2] for place in request.inputs if "://" not in place]
+    if request.checkpoint not in PRETRAINED:
+        needed.append(request.checkpoint)
+    return all(_stands(place, options) for place in needed)
+
+
+def _stands(place: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a file or folder is there; a glob counts as its folder."""
+    fixed, star, _ = place.partition("*")
+    folder, name = parent_and_name((fixed.rpartition("/")[0] or ".") if star else place, options)
+    return folder.exists(name) or bool(folder.child(name).list_names())
 
 
 @contextmanager
@@ -164,6 +193,8 @@ def _finish(run: _Run, manifest: Manifest) -> None:
     print_summary(console, run.output, manifest, record)
     console.print(f"  run record {run.outcome['run_record']}", highlight=False)
     if record.gate is not None:
+        from jobs.report_command import print_gate, report_of_run
+
         print_gate(record.gate, manifest, console)
         if run.config.report:
             report_of_run(run.output, manifest, record.gate, console)
@@ -176,6 +207,8 @@ def _report_staged(run: _Run) -> None:
     manifest = read_staged(run.output) or read_manifest(run.output)
     gate = run.record.gate
     if run.config.report and gate is not None and manifest is not None and manifest.status == "staged":
+        from jobs.report_command import report_of_run
+
         report_of_run(run.output, manifest, gate, run.console)
 
 

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from bitwise_vae.checkpoint import (
-    PRETRAINED,
     CheckpointError,
     checkpoint_bytes,
     pretrained_bytes,
@@ -24,7 +23,7 @@ from bitwise_vae.checkpoint import (
     statistics_digest,
     weights_digest,
 )
-from bitwise_vae.config import PRESETS, ConfigError, values_from_json
+from bitwise_vae.config import PRESETS, PRETRAINED, ConfigError, values_from_json
 from bitwise_vae.fusible import fused_kernels
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.quality_record import QualityRecord, record_from_bytes

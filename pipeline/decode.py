@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bitwise_vae.checkpoint import PRETRAINED, read_checkpoint
+from bitwise_vae.checkpoint import read_checkpoint
+from bitwise_vae.config import PRETRAINED
 from pipeline.codec import Codec, open_codec, pick_device, require_same_codec
 from pipeline.dataset_rows import OpenDataset, packed_bits, windows_of_clip
 from pipeline.errors import CodecError, InputNotFoundError

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 import yaml
@@ -227,6 +228,18 @@ class JobConfig(Section):
     @classmethod
     def _off_is_a_word(cls, value: object) -> object:
         return "off" if value is False else value  # as YAML reads it
+
+
+@dataclass(frozen=True)
+class TokenizeRequest:
+    """What a person asks `tokenize` for: places as they were written, and the configuration."""
+
+    inputs: tuple[str, ...]
+    output: str
+    checkpoint: str
+    preset: str | None
+    model_config: str | None
+    config: JobConfig
 
 
 def parse_columns(text: str) -> tuple[int, ...]:

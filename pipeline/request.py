@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, InputNotFoundError, OutputMismatchError
 from pipeline.execution import Executor
 from pipeline.export.selection import check_columns
 from pipeline.export.splits import listed_splits
-from pipeline.job_config import JobConfig
+from pipeline.job_config import JobConfig, TokenizeRequest
 from pipeline.manifest import read_manifest
 from pipeline.observer import JobObserver
 from pipeline.read_units import ClipFilter
@@ -29,18 +29,6 @@ _OTHER = "name another folder, or put it in this one's place with --restart"
 
 OWN_NAMES = {"_store", "runs", "report"}
 """What may stand in an output before its first dataset.json."""
-
-
-@dataclass(frozen=True)
-class TokenizeRequest:
-    """What a person asked for."""
-
-    inputs: tuple[str, ...]
-    output: str
-    checkpoint: str
-    preset: str | None
-    model_config: str | None
-    config: JobConfig
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ from pipeline.export.publish import publish_dataset, remove_outdated, stage_data
 from pipeline.export.reuse import StandingShards
 from pipeline.gate import GateResult, is_judged, judge
 from pipeline.isolation import find_crashing
+from pipeline.job_config import TokenizeRequest
 from pipeline.manifest import STAGED_PATH, Manifest, OtherFile, is_published, read_manifest, version_path
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan, Unit, group_units, make_plan
 from pipeline.read_units import ClipFilter, UnitReader
-from pipeline.request import Job, TokenizeRequest, check_output, prepare
+from pipeline.request import Job, check_output, prepare
 from pipeline.run_lease import RunLease
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder

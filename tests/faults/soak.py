@@ -71,8 +71,7 @@ def run_job(folder: Path, minutes: float) -> int:
     import pipeline.plan
     from jobs.tokenize_command import run_tokenize
     from pipeline.errors import MotionTokensError
-    from pipeline.job_config import load_config
-    from pipeline.request import TokenizeRequest
+    from pipeline.job_config import TokenizeRequest, load_config
 
     pipeline.plan.RUN_BYTES = 1
     settings = ["units.files=1", "gate=off", f"window.stride={STRIDE}", f"run.max_runtime={60 * minutes:.0f}s"]

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.execution import Executor
-from pipeline.job_config import load_config
+from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.observer import JobObserver
-from pipeline.request import TokenizeRequest, prepare
+from pipeline.request import prepare
 
 CHECKSUM = ("--set", "input.checksum=true")
 NUM_CLIPS = 6

@@ -10,9 +10,8 @@ import pytest
 
 from jobs.session import open_session
 from pipeline.execution import JobRecord
-from pipeline.job_config import load_config
+from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.observer import JobObserver
-from pipeline.request import TokenizeRequest
 from pipeline.stopping import StopSwitch
 from pipeline.tokenize_job import JobControl, tokenize_dataset
 

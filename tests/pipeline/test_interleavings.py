@@ -27,11 +27,10 @@ from pipeline.blocks import TokenBlock
 from pipeline.codec import open_codec
 from pipeline.config import Numerics
 from pipeline.execution import Executor, JobRecord
-from pipeline.job_config import load_config
+from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.manifest import Manifest
 from pipeline.observer import JobObserver
 from pipeline.plain_loop import build_here, measure_here
-from pipeline.request import TokenizeRequest
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
 from pipeline.tokenize_job import JobControl, tokenize_dataset

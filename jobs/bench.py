@@ -17,6 +17,7 @@ from rich.table import Table
 from jobs.bench_control import measure_control
 from jobs.bench_encode import measure_encode
 from jobs.bench_export import measure_export
+from jobs.bench_gpus import measure_gpus
 from jobs.bench_loader import measure_loader
 from jobs.bench_pipeline import measure_pipeline
 from jobs.bench_plan import measure_plan
@@ -31,12 +32,13 @@ SUITES: dict[str, Suite] = {
     "control": measure_control,
     "encode": measure_encode,
     "export": measure_export,
+    "gpus": measure_gpus,
     "loader": measure_loader,
     "pipeline": measure_pipeline,
     "plan": measure_plan,
     "startup": measure_startup,
 }
-NUM_WINDOWS = {"control": 2400, "encode": 256, "export": 1_000_000, "plan": 1_000_000, "startup": 64}
+NUM_WINDOWS = {"control": 2400, "encode": 256, "export": 1_000_000, "gpus": 900_000, "plan": 1_000_000, "startup": 64}
 """Where none are asked for; `USUAL_WINDOWS` in the other suites."""
 USUAL_WINDOWS = 1000
 

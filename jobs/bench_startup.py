@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ SIDES: tuple[tuple[str, ...], ...] = ((), ("--local",))
 
 
 @dataclass(frozen=True)
-class _Start:
+class CommandRun:
     """One run of the command."""
 
     first_fragment_s: float
@@ -45,7 +46,7 @@ def measure_startup(request: BenchRequest, report: Report) -> list[BenchResult]:
     Raises:
         DataError: the command failed, or wrote another number of windows.
     """
-    starts: dict[tuple[str, ...], list[_Start]] = {side: [] for side in SIDES}
+    starts: dict[tuple[str, ...], list[CommandRun]] = {side: [] for side in SIDES}
     num_steps = 2 * request.repeats + 3
     with tempfile.TemporaryDirectory(prefix="motion-tokens-bench-") as place:
         report("making motion", 0, num_steps)
@@ -76,8 +77,13 @@ def measure_startup(request: BenchRequest, report: Report) -> list[BenchResult]:
     ]
 
 
-def run_command(command: list[str], output: Path, num_windows: int) -> _Start:
+def run_command(
+    command: list[str], output: Path, num_windows: int, environment: Mapping[str, str] | None = None
+) -> CommandRun:
     """Run a command of motion-tokens, and note when its first fragment stands and when it ends.
+
+    Args:
+        environment: of its process; None: that of this one.
 
     Raises:
         DataError: it failed, or its dataset holds another number of windows.
@@ -87,7 +93,7 @@ def run_command(command: list[str], output: Path, num_windows: int) -> _Start:
     with tempfile.TemporaryFile() as said:
         begin = time.perf_counter()
         full = [sys.executable, "-m", "jobs.cli", *command, *settings]
-        with subprocess.Popen(full, stdout=said, stderr=subprocess.STDOUT) as process:
+        with subprocess.Popen(full, stdout=said, stderr=subprocess.STDOUT, env=environment) as process:
             while process.poll() is None:
                 if first_s is None and any(output.glob("_store/*/fragments/*/*.parquet")):
                     first_s = time.perf_counter() - begin
@@ -101,4 +107,4 @@ def run_command(command: list[str], output: Path, num_windows: int) -> _Start:
     if found != num_windows or first_s is None:
         raise DataError(f"wanted {num_windows} windows, the command wrote {found}: {tail}")
     record = json.loads(next(output.glob("runs/*/run.json")).read_text())
-    return _Start(first_s, whole_s, record["seconds"])
+    return CommandRun(first_s, whole_s, record["seconds"])

@@ -218,7 +218,9 @@ def demo(
 
 @app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens bench pipeline --json bench.json")
 def bench(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="pipeline, control, export, loader, plan or startup.")],
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="control, encode, export, gpus, loader, pipeline, plan or startup.")
+    ],
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the results.")] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="How many; each suite has a size of its own.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs of each side.")] = 5,

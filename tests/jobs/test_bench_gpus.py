@@ -1,0 +1,54 @@
+"""The suite gpus: what a run may see of the machine, and the same job on each share of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bitwise_vae.config import BitwiseVAEConfig
+from jobs import bench_gpus
+from jobs.bench_gpus import Share, measure_gpus, shares_of
+from jobs.bench_result import BenchRequest
+from pipeline.errors import ConfigError
+from pipeline.job_config import load_config
+
+CODEC = BitwiseVAEConfig(hidden_dim=16, depth=1, num_heads=2)
+
+
+def test_shares_of_give_one_gpu_its_share_of_the_cores_and_all():
+    whole, share, full = shares_of(2, list(range(8)))
+    assert (whole.gpus, len(whole.cores)) == ((0, 1), 8)
+    assert (share.gpus, share.cores) == ((0,), (0, 1, 2, 3))
+    assert (full.gpus, len(full.cores)) == ((0,), 8)
+
+
+def test_shares_of_one_gpu_compare_nothing():
+    with pytest.raises(ConfigError, match="found 1: run it where there are several"):
+        shares_of(1, [0, 1])
+
+
+def test_only_shows_a_process_its_share_and_gives_the_cores_back():
+    allowed = os.sched_getaffinity(0)
+    one = min(allowed)
+    program = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], *os.sched_getaffinity(0))"
+    with bench_gpus._only(Share("one", (3,), (one,))) as environment:
+        seen = subprocess.run(
+            [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+    assert seen.stdout.split() == ["3", str(one)]
+    assert os.sched_getaffinity(0) == allowed
+
+
+def test_measure_gpus_compares_the_whole_machine_with_each_share(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # the command runs on the CPU, and sees no GPU
+    monkeypatch.setattr(bench_gpus, "OPTIONS", ("--local",))
+    monkeypatch.setattr(bench_gpus, "DISTINCT_WINDOWS", 3)
+    steps: list[str] = []
+    results = measure_gpus(BenchRequest(6, 1, load_config(None, []), CODEC), lambda step, *_: steps.append(step))
+    assert [result.baseline_name for result in results] == ["one with its share of the cores", "one with all cores"]
+    assert all(result.ratio is not None and result.ratio > 0 for result in results)
+    assert results[0].details["windows"] == 6  # three windows under each of two names
+    assert steps == ["making motion", "warm-up", *[f"{share}, 1 of 1" for share in results[0].details["cores"]], "done"]

@@ -41,8 +41,13 @@ if TYPE_CHECKING:  # it imports torch, which workers that only read or write nee
     from pipeline.tokenizer_actor import TokenizerSettings
 
 UnitRun = Sequence[Unit]
-READ_AHEAD, GPU_READ_AHEAD = 2.0, 10.0
-"""A GPU is through with a row long before another is read: as many must lie ready as are read at a time."""
+CALLS_AT_ONCE, CALLS_AHEAD, GPU_CALLS_AHEAD = 2, 2, 16
+"""Rows that a tokenizer on a GPU has in work at a time, and rows that are handed to one before their turn.
+
+Ray Data looks about every 0.1 s for what has finished and hands out more, and later where many rows are under way;
+in that time a GPU is through with three rows or more."""
+READ_AHEAD, GPU_READ_AHEAD = 2.0, 2.0
+"""Rows that lie read, times those that tokenizers were handed: on a GPU about as many as are read at a time."""
 TICK_S = 0.25
 LOSS_PAUSE_S = 0.5
 """After workers are lost: a signal to the whole process group may reach them before it reaches this process."""
@@ -94,17 +99,16 @@ def tokenize_with_ray(
 
 
 def _actor_pool(stages: TokenizeStages) -> ActorPoolStrategy:
-    """Return how many actors there are, and how they take rows: one has at most two in work, on a GPU both at a time,
-    and as many wait for it."""
+    """Return how many actors there are, and how they take rows."""
     sizes = {"min_size": stages.min_actors or stages.num_actors, "max_size": stages.num_actors}
     if stages.gpus_per_actor:
         return ActorPoolStrategy(
             **sizes,
-            max_tasks_in_flight_per_actor=4,
+            max_tasks_in_flight_per_actor=GPU_CALLS_AHEAD,
             enable_true_multi_threading=True,
-            max_concurrent_calls_per_actor=2,
+            max_concurrent_calls_per_actor=CALLS_AT_ONCE,
         )
-    return ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=2)
+    return ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=CALLS_AHEAD)
 
 
 def no_place(num_workers: int, each: Mapping[str, float], waited_s: float) -> ResourcesError:

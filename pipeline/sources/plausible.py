@@ -16,6 +16,8 @@ from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.sources.clip import PreparedClip
 
 BLOCK_FRAMES = 4096
+FRAMES_AT_ONCE = 16
+"""Frames that are compared in one step when a clip's range is taken: numpy is three times as fast on long rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,14 @@ def check_plausible(
 
 
 def _explosion(motion: npt.NDArray[np.float32], statistics: Statistics, corpus: CorpusSpec) -> str:
-    """Return what the first value above the limit is, "" where none is."""
+    """Return what the first value above the limit is, "" where none is.
+
+    Rounding keeps order: no value is further off than the least or the greatest of its column.
+    """
+    with np.errstate(over="ignore"):
+        edges = (np.stack(column_range(motion)) - statistics.mean) / statistics.std
+    if not (np.abs(edges) > corpus.max_abs_z).any():
+        return ""
     for start in range(0, len(motion), BLOCK_FRAMES):
         with np.errstate(over="ignore"):
             z = (motion[start : start + BLOCK_FRAMES] - statistics.mean) / statistics.std
@@ -56,6 +65,18 @@ def _explosion(motion: npt.NDArray[np.float32], statistics: Statistics, corpus: 
             found = f"{motion[start + frame, dim]:g} at frame {start + frame}, column {column}"
             return f"{found} is {z[frame, dim]:g} deviations off, {corpus.max_abs_z:g} are allowed"
     return ""
+
+
+def column_range(motion: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the least and the greatest value of each column, (dims,) each, of (frames, dims) with a frame or more."""
+    num_frames, num_dims = motion.shape
+    stop = num_frames - num_frames % FRAMES_AT_ONCE
+    low = high = rest = motion[stop:]
+    if stop:
+        long_rows = motion[:stop].reshape(-1, FRAMES_AT_ONCE * num_dims)
+        low = np.concatenate([long_rows.min(axis=0).reshape(-1, num_dims), rest])
+        high = np.concatenate([long_rows.max(axis=0).reshape(-1, num_dims), rest])
+    return low.min(axis=0), high.max(axis=0)
 
 
 def frozen_run(motion: npt.NDArray[np.float32], max_frames: int) -> str:

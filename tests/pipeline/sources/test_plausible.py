@@ -57,6 +57,14 @@ def test_check_plausible_keeps_the_limit_itself_and_what_is_not_asked(make_corpu
     assert check_plausible(wild, make_corpus(max_abs_z=10), None) is wild
 
 
+@pytest.mark.parametrize("frames", [1, 15, 16, 17, 40])
+def test_column_range_is_the_least_and_greatest_of_every_frame(frames: int) -> None:
+    motion = np.random.Generator(np.random.PCG64(frames)).standard_normal((frames, 3)).astype(np.float32)
+    low, high = plausible.column_range(motion)
+    assert np.array_equal(low, motion.min(axis=0))
+    assert np.array_equal(high, motion.max(axis=0))
+
+
 def test_check_plausible_names_the_stored_column_and_the_frame_of_a_later_block(make_corpus: Make) -> None:
     motion = ramp(plausible.BLOCK_FRAMES + 9)
     motion[plausible.BLOCK_FRAMES + 2, 1] = 1e6

@@ -39,7 +39,6 @@ _LAST_RESORTS: list[threading.Timer] = []
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",  # else the GCS keeps the last 100,000 tasks and calls
     # else reading runs ahead of the tokenizers until half of the object store is full
     "RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD": "0",
@@ -68,7 +67,7 @@ def open_session(run: RunConfig, is_work_certain: bool = False) -> Iterator[Exec
             yield _cluster_executor(run)
         else:
             if is_work_certain:
-                _import_ray(run.metrics_port)
+                _import_ray(is_own=True, metrics_port=run.metrics_port)
                 with _torch_imported():
                     stack.enter_context(ray_running(metrics_port=run.metrics_port))
             yield _own_ray_executor(stack, run.metrics_port)
@@ -277,14 +276,16 @@ def ray_running(
         IncompleteError: Ray does not start, or no cluster answers.
         ConfigError: the cluster wants a token that this process does not have, or the address is Ray's client's.
     """
-    _import_ray(metrics_port)
+    address = address or os.environ.get("RAY_ADDRESS")
+    _import_ray(is_own=not (address or _is_initialized()), metrics_port=metrics_port)
     import ray
 
     if ray.is_initialized():
         yield
         return
+    _check_protocol(address)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": shows_workers}
-    if address := _checked(address or os.environ.get("RAY_ADDRESS")):
+    if address:
         quiet["address"] = address
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a Ray of our own, on this machine only
@@ -307,10 +308,10 @@ def ray_running(
         ray.shutdown()
 
 
-def _import_ray(metrics_port: int | None) -> None:
+def _import_ray(is_own: bool, metrics_port: int | None) -> None:
     """Import Ray under the environment and the filters of warnings that it is to have."""
-    if metrics_port is not None:
-        os.environ.setdefault("RAY_enable_metrics_collection", "1")
+    if is_own:  # a cluster collects metrics or does not: what this process counts has to reach it
+        os.environ.setdefault("RAY_enable_metrics_collection", "0" if metrics_port is None else "1")
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():  # Ray sets filters of its own when it is imported: they are not kept
@@ -322,13 +323,12 @@ def _import_ray(metrics_port: int | None) -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us as exceptions
 
 
-def _checked(address: str | None) -> str | None:
+def _check_protocol(address: str | None) -> None:
     if address is not None and address.startswith("ray://"):  # a job gets no further there than its workers' start
         raise ConfigError(
             f"{address}: Ray Data does not work through Ray's client protocol. Run this on a node of the cluster"
             " with --address auto, or hand it in: submit --address http://HOST:8265 COMMAND .."
         )
-    return address
 
 
 def _no_ray(address: str | None, error: Exception) -> MotionTokensError:

@@ -48,6 +48,8 @@ run_node() {
     mkdir -p "$RAY_TMPDIR"
     local common=(--block --disable-usage-stats --num-cpus="$SLURM_CPUS_ON_NODE")
     if [[ $SLURM_PROCID == 0 ]]; then
+        # the driver runs here, and what it counts is told by its own node
+        [[ -n ${MOTION_TOKENS_METRICS_PORT:-} ]] && common+=(--metrics-export-port="$MOTION_TOKENS_METRICS_PORT")
         exec ray start --head --node-ip-address="$RAY_HEAD_ADDRESS" --port="$RAY_HEAD_PORT" \
             --include-dashboard=false "${common[@]}"
     fi

@@ -16,6 +16,7 @@
 #SBATCH --signal=B:TERM@180
 set -uo pipefail
 
+REFUSED=2
 INCOMPLETE=3
 STOPPED=143
 NODES_LIMIT_S=300
@@ -34,9 +35,8 @@ export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 export RAY_AUTH_TOKEN
 export RAY_TMPDIR=${MOTION_TOKENS_RAY_FOLDER:-/tmp/motion-tokens-$SLURM_JOB_ID} # local, and short: it holds sockets
-export RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
-export RAY_idle_worker_killing_time_threshold_ms=60000
-export RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD=0
+settings=$(python -m jobs.ray_environment) || exit "$REFUSED" # it says that the package is missing
+eval "$settings"
 
 answers() {
     (: >"/dev/tcp/$RAY_HEAD_ADDRESS/$RAY_HEAD_PORT") 2>/dev/null

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from jobs.ray_environment import set_for_driver
 from jobs.submit import TOKEN_HINT
 from jobs.supervision import EXIT_STOPPED
 from pipeline.blocks import UnitAccount
@@ -36,22 +37,6 @@ END_LIMIT_S = 20.0
 _STOP_HANDLERS: list[Any] = []
 _LAST_RESORTS: list[threading.Timer] = []
 
-RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_task_events_report_interval_ms": "0",  # else the GCS keeps the last 100,000 tasks and calls
-    # else reading runs ahead of the tokenizers until half of the object store is full
-    "RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD": "0",
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # after 1 s, else: a new worker takes seconds to start
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that outlives a stopped job starts another Ray
-    # Else a worker gives the memory of every row back to the system, and takes it again page by page.
-    "MALLOC_MMAP_THRESHOLD_": "2000000000",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-    "MIMALLOC_PURGE_DELAY": "-1",
-}
-"""What a person set stays."""
-
 
 @contextmanager
 def open_session(run: RunConfig, is_work_certain: bool = False) -> Iterator[Executor]:
@@ -68,7 +53,7 @@ def open_session(run: RunConfig, is_work_certain: bool = False) -> Iterator[Exec
             yield _cluster_executor(run)
         else:
             if is_work_certain:
-                _import_ray(run.metrics_port)
+                _import_ray(is_own=True, metrics_port=run.metrics_port)
                 with _torch_imported():
                     stack.enter_context(ray_running(metrics_port=run.metrics_port))
             yield _own_ray_executor(stack, run.metrics_port)
@@ -163,7 +148,7 @@ def _own_ray_executor(stack: ExitStack, metrics_port: int | None) -> Executor:
     from pipeline.codec import numerics_here, pick_device
 
     def start() -> None:
-        if not _is_initialized():  # without an import: Ray reads some of RAY_ENVIRONMENT when it is imported
+        if not _is_initialized():  # without an import: Ray reads some of its environment when it is imported
             stack.enter_context(ray_running(metrics_port=metrics_port))
 
     return Executor(
@@ -277,15 +262,19 @@ def ray_running(
         IncompleteError: Ray does not start, or no cluster answers.
         ConfigError: the cluster wants a token that this process does not have, or the address is Ray's client's.
     """
-    _import_ray(metrics_port)
+    address = address or os.environ.get("RAY_ADDRESS")
+    lacking = _import_ray(is_own=not (address or _is_initialized()), metrics_port=metrics_port)
     import ray
 
     if ray.is_initialized():
         yield
         return
+    _check_protocol(address)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": shows_workers}
-    if address := _checked(address or os.environ.get("RAY_ADDRESS")):
+    if address:
         quiet["address"] = address
+        if lacking:
+            quiet["runtime_env"] = {"env_vars": lacking}
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a Ray of our own, on this machine only
         quiet.update(address="local", num_cpus=num_cores(), include_dashboard=False, _metrics_export_port=metrics_port)
@@ -307,12 +296,15 @@ def ray_running(
         ray.shutdown()
 
 
-def _import_ray(metrics_port: int | None) -> None:
-    """Import Ray under the environment and the filters of warnings that it is to have."""
-    if metrics_port is not None:
-        os.environ.setdefault("RAY_enable_metrics_collection", "1")
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+def _import_ray(is_own: bool, metrics_port: int | None) -> dict[str, str]:
+    """Import Ray under the environment and the filters of warnings that it is to have.
+
+    Returns:
+        What the workers of a cluster may lack of that environment.
+    """
+    lacking = set_for_driver()
+    if is_own:  # on a cluster, what this process counts has to reach its node
+        os.environ.setdefault("RAY_enable_metrics_collection", "0" if metrics_port is None else "1")
     with warnings.catch_warnings():  # Ray sets filters of its own when it is imported: they are not kept
         warnings.simplefilter("ignore", category=FutureWarning)
         import ray.data  # noqa: F401 - it is what the filters are for
@@ -320,15 +312,15 @@ def _import_ray(metrics_port: int | None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # the retries of a map's tasks have no other place
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us as exceptions
+    return lacking
 
 
-def _checked(address: str | None) -> str | None:
+def _check_protocol(address: str | None) -> None:
     if address is not None and address.startswith("ray://"):  # a job gets no further there than its workers' start
         raise ConfigError(
             f"{address}: Ray Data does not work through Ray's client protocol. Run this on a node of the cluster"
             " with --address auto, or hand it in: submit --address http://HOST:8265 COMMAND .."
         )
-    return address
 
 
 def _no_ray(address: str | None, error: Exception) -> MotionTokensError:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.ray_environment import chosen
 from pipeline.errors import ConfigError, IncompleteError
 
 TOKEN_HINT = "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the cluster"
@@ -234,12 +235,8 @@ def entrypoint(arguments: Sequence[str]) -> str:
 
 def job_environment() -> dict[str, str]:
     """Return what is set for a job and all its workers; what a person set here stays."""
-    chosen = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),  # read on the cluster, by what stops the job; else 3
-    }
-    return {name: os.environ.get(name, value) for name, value in chosen.items()}
+    wait_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", str(STOP_WAIT_S))
+    return chosen() | {"RAY_JOB_STOP_WAIT_TIME_S": wait_s}  # read on the cluster, by what stops the job; else 3
 
 
 def exit_code_of(status: str, driver_code: int | None, error_type: str | None) -> int:

@@ -29,8 +29,8 @@ SHORTEST_RUN_S = 600.0
 STOP_MARGIN_S = 5.0
 
 READS_PER_CPU = 2  # a read task reserves half a CPU
-TASK_BYTES = 256 * MIB
-TASK_BYTES_PER_UNIT_BYTE = 2.5  # 546 MiB were measured with units of 128 MiB: docs/benchmarks.md
+TASK_BYTES = 384 * MIB
+TASK_BYTES_PER_UNIT_BYTE = 2.5  # 643 MiB were measured with units of 128 MiB, kept between tasks: docs/benchmarks.md
 TOKENIZER_BYTES = 2 * GIB  # PyTorch with its libraries, pinned buffers, one unit cut to windows; a GPU's context
 NODE_BYTES = 1 * GIB  # Ray's own processes
 DRIVER_BYTES = 3 * GIB  # plan, index and gate; 0.6 KB a clip

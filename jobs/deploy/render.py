@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from jobs.deploy.checks import Checked, drain_s, groups, store_bytes
+from jobs.ray_environment import RAY_ENVIRONMENT
 from pipeline.deploy_config import DeployConfig, GpuGroupConfig, GroupConfig, PodConfig
 from pipeline.errors import ConfigError
 from pipeline.job_config import JobConfig
@@ -99,7 +100,10 @@ def _values(checked: Checked) -> dict[str, Any]:
         ray_job.append(_set("/spec/activeDeadlineSeconds", int(checked.longest_s) + PREPARING_S))
     clock = [_set("/spec/schedule", deploy.schedule), _set("/spec/timeZone", deploy.time_zone)]
     at_submit = "/spec/jobTemplate/spec/template/spec/containers/0"
-    environment = {"TZ": deploy.time_zone, "RAY_JOB_STOP_WAIT_TIME_S": str(int(drain_s(job)) + 1)}
+    environment = RAY_ENVIRONMENT | {
+        "TZ": deploy.time_zone,
+        "RAY_JOB_STOP_WAIT_TIME_S": str(int(drain_s(job)) + 1),
+    }
     patches = {
         ("ConfigMap", f"{NAME}-run"): [_set("/data/run.yaml", run_text(job))],
         ("ConfigMap", f"{NAME}-environment"): [_set(f"/data/{key}", value) for key, value in environment.items()],

@@ -52,20 +52,21 @@ class RayNodes:
         self._folder = Path(tempfile.mkdtemp(prefix="mt-", dir="/tmp"))  # sockets want a short path
         (self._folder / "token").write_text(secrets.token_hex(32))
         self._host, self._workers = host, list[subprocess.Popen[bytes]]()
-        self._gcs_port, self._http_port, client_port = _free_ports(3)
+        self._gcs_port, self._http_port, self._metrics_port, client_port = _free_ports(4)
         self._client = {**os.environ, **self._secret(), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+        self._client["RAY_metrics_report_interval_ms"] = "1000"  # so that short jobs are seen
         self._client.pop("RAY_ADDRESS", None)
         self._nodes = {
             **self._client,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "RAY_health_check_period_ms": "1000",  # a killed node is missed after five seconds, not fifteen
-            "RAY_enable_metrics_collection": "0",
             "OMP_NUM_THREADS": "1",
             **(environment or {}),
         }
         options = ["--head", "--port", str(self._gcs_port), "--num-cpus", "0", "--temp-dir", str(self._folder / "ray")]
         options += ["--include-dashboard", "true", "--dashboard-host", host.address]
         options += ["--dashboard-port", str(self._http_port), "--ray-client-server-port", str(client_port)]
+        options += ["--metrics-export-port", str(self._metrics_port)]
         self._head = self._start(host, options)
         deadline = time.monotonic() + START_LIMIT_S
         while self._num_alive() < 1:
@@ -84,6 +85,11 @@ class RayNodes:
     def server(self) -> str:
         """The address of its job server."""
         return f"http://{self._host.address}:{self._http_port}"
+
+    @property
+    def metrics(self) -> str:
+        """Where the head answers Prometheus: for all whose driver runs there."""
+        return f"http://{self._host.address}:{self._metrics_port}/metrics"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -136,12 +142,10 @@ class RayNodes:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._folder / "token")}
 
     def _start(self, host: Host, options: Sequence[str]) -> subprocess.Popen[bytes]:
-        ports = _free_ports(4)
+        ports = _free_ports(2)
         command = [*host.prefix, str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
         command += ["--node-ip-address", host.address, "--object-store-memory", str(STORE_BYTES)]
-        for name, port in zip(
-            ("dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export"), ports, strict=False
-        ):
+        for name, port in zip(("dashboard-agent-listen", "dashboard-agent-grpc"), ports, strict=True):
             command += [f"--{name}-port", str(port)]
         with (self._folder / "nodes.log").open("ab") as log:
             return subprocess.Popen(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -167,6 +169,21 @@ def test_tokenize_sh_leaves_a_cancelled_job_cancelled(slurm, submit, place):
     state = ended(slurm, job, place / "cancelled.log")
     time.sleep(3)
     assert (slurm.state(job)["JobState"], state["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_tokenize_sh_answers_prometheus_where_a_port_is_named(slurm, submit, place):
+    port = free_ports(1)[0]
+    submit("counted", "--nodes=2", MOTION_TOKENS_METRICS_PORT=str(port), RAY_metrics_report_interval_ms="1000")
+
+    def is_counted() -> bool:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply,
+        ):
+            return b"ray_motion_tokens_windows_total{" in reply.read()
+        return False
+
+    wait_for(is_counted, "the job's metrics")
 
 
 def test_tokenize_sh_ends_with_the_exit_code_of_the_command(slurm, submit, place):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,11 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from jobs.ray_environment import RAY_ENVIRONMENT
+
 with pytest.MonkeyPatch.context() as beside:
     beside.syspath_prepend(str(Path(__file__).parent))
     from relay import relayed
 
 COMMAND_LIMIT_S = 240
+ASK_A_WORKER = """
+import json, os, sys
+from jobs.session import ray_running
+with ray_running(address=sys.argv[1]):
+    import ray
+    print(json.dumps(ray.get(ray.remote(lambda: dict(os.environ)).remote())))
+"""
 
 NUM_CLIPS = 16
 PLAIN = (
@@ -65,8 +75,11 @@ def test_submit_stops_and_resumes(nodes, program, tokenize, tmp_path):
     job = begun.stdout.strip()
     wait_for(lambda: list(output.glob("_store/*/fragments/*/*.parquet")))
     with nodes.held("ray::MapWorker"):
+        found = [process.environ() for node in nodes.hosting("ray::MapWorker") for process in node]
         second = program(*tokenize(output, "--set", "run.when_active=leave"))
         stopped = program("stop", job, "--address", nodes.server)
+    assert found
+    assert all(RAY_ENVIRONMENT.items() <= each.items() for each in found)
     assert second.returncode == 3, second.stdout + second.stderr
     assert "run.when_active=take_over" in second.stdout
     assert stopped.returncode == 0, stopped.stderr
@@ -158,6 +171,20 @@ def test_tokenize_address_runs_on_the_cluster(nodes, program, corpus, tmp_path):
     words = ["tokenize", corpus / "motion", tmp_path / "o", "-c", corpus / "codec.safetensors", *PLAIN]
     ended = program(*words, "--address", nodes.gcs)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("of_job", [{}, {"OTHER": "1"}, {"OTHER": "1", "MIMALLOC_PURGE_DELAY": "3"}])
+def test_workers_of_a_cluster_get_what_its_nodes_lack(nodes, of_job):
+    """Beside what a job was submitted with, by whatever client."""
+    environment = {name: value for name, value in nodes.environment.items() if name not in RAY_ENVIRONMENT} | of_job
+    if of_job:
+        environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": {"env_vars": of_job}, "metadata": {}})
+    command = [sys.executable, "-c", ASK_A_WORKER, nodes.gcs]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    wanted = RAY_ENVIRONMENT | of_job
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert {name: found.get(name) for name in wanted} == wanted
 
 
 def test_a_client_without_the_token_is_told(nodes, tmp_path):

@@ -57,7 +57,7 @@ def test_check_deployment_needs_a_section():
         (["deploy.overlay=autoscaling", "run.workers=1"], "run.workers, run.gpus_per_worker: both are needed"),
         (["deploy.overlay=cpu", "deploy.readers.max=3"], "one tokenizer would work for 3 pods without GPUs"),
         (["deploy.overlay=cpu", "run.workers=4", "run.threads=2"], "run.workers x run.threads: 8 CPUs of 8"),
-        (["deploy.readers.memory=16Gi"], "deploy.readers.memory: 16Gi, but 16 tasks with units of 128Mi"),
+        (["deploy.readers.memory=23Gi"], "deploy.readers.memory: 23Gi, but 16 tasks with units of 128Mi"),
         (["window.stride=1"], "units of 442Mi (units.bytes, window)"),
         (["units.bytes=1073741824"], "deploy.readers.shm: 12Gi, but 16 read tasks put 16Gi there at once"),
         (["run.workers=64", "deploy.tokenizers={max: 8, gpus: 8}", "deploy.readers.shm=4Gi",

@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.parse
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,59 @@ def test_dockerfile_pins_its_base():
     text = (DEPLOY / "Dockerfile").read_text()
     assert re.search(r"^ARG PYTHON_IMAGE=python:3\.11\.\d+-slim-\w+$", text, re.MULTILINE)
     assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${PYTHON_IMAGE}", "runtime"}
+
+
+def test_dockerfile_takes_torch_from_its_index_and_the_rest_from_pypi(tmp_path):
+    """The step itself, by pip, between two small indexes; that of torch has other versions of what PyPI has too."""
+    pins = dict(re.findall(r"^(torch|filelock|triton)==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pypi, torch_index = tmp_path / "pypi", tmp_path / "torch"
+    add_wheel(pypi, "torch", pins["torch"], "filelock", f"triton=={pins['triton']}")
+    add_wheel(pypi, "triton", pins["triton"])
+    add_wheel(pypi, "filelock", pins["filelock"])
+    add_wheel(torch_index, "torch", f"{pins['torch']}+cpu", "filelock")
+    add_wheel(torch_index, "filelock", "3.0")
+    (step,) = (rest for _, rest in stages_of(DEPLOY / "Dockerfile")["environment"] if "TORCH_INDEX:+" in rest)
+    step = step.replace("/opt/motion-tokens/bin/pip", f"{sys.executable} -m pip")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    own |= {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": pypi.as_uri(),
+        "PIP_DRY_RUN": "1",
+        "PIP_IGNORE_INSTALLED": "1",
+    }
+
+    def chosen(**variables: str) -> set[str]:
+        done = subprocess.run(
+            ["sh", "-eu", "-c", step],
+            cwd=ROOT,
+            env={**own, "TORCH_INDEX": "", **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return set(done.stdout.splitlines()[-1].removeprefix("Would install ").split())
+
+    of_pypi = {f"{name}-{version}" for name, version in pins.items()}
+    assert chosen() == of_pypi
+    from_both = {f"torch-{pins['torch']}+cpu", f"filelock-{pins['filelock']}"}
+    assert chosen(TORCH_INDEX=torch_index.as_uri()) == from_both
+
+
+def add_wheel(index: Path, name: str, version: str, *requirements: str) -> None:
+    """Put an empty package into an index of packages, as pip reads it from a folder."""
+    file = index / name / f"{name}-{version}-py3-none-any.whl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    needs = "".join(f"Requires-Dist: {text}\n" for text in requirements)
+    with zipfile.ZipFile(file, "w") as wheel:
+        folder = f"{name}-{version}.dist-info"
+        wheel.writestr(f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+        wheel.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{folder}/RECORD", "")
+    links = "".join(
+        f'<a href="{urllib.parse.quote(path.name)}">{path.name}</a>\n' for path in file.parent.glob("*.whl")
+    )
+    (file.parent / "index.html").write_text(f"<!DOCTYPE html><html><body>{links}</body></html>")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.submit import MEANINGS, NOT_INSTALLED, STOP_WAIT_S, entrypoint, exit_code_of, job_environment
+from jobs.submit import MEANINGS, NOT_INSTALLED, entrypoint, exit_code_of
 
 
 @pytest.mark.parametrize("code", sorted(set(MEANINGS) - {0}))
@@ -57,13 +57,6 @@ def test_entrypoint_passes_words_and_exit_code_on():
     ended = run_line(["verify", "no such; $HOME 'place'"], root)
     assert ended.returncode == 2
     assert "no such; $HOME 'place'" in ended.stderr
-
-
-def test_job_environment_keeps_what_a_person_set(monkeypatch):
-    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
-    assert job_environment()["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_WAIT_S)
-    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "5")
-    assert job_environment()["RAY_JOB_STOP_WAIT_TIME_S"] == "5"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@
 #SBATCH --signal=B:TERM@180
 set -uo pipefail
 
+REFUSED=2
 INCOMPLETE=3
 STOPPED=143
 NODES_LIMIT_S=300
@@ -34,9 +35,8 @@ export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 export RAY_AUTH_TOKEN
 export RAY_TMPDIR=${MOTION_TOKENS_RAY_FOLDER:-/tmp/motion-tokens-$SLURM_JOB_ID} # local, and short: it holds sockets
-export RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
-export RAY_idle_worker_killing_time_threshold_ms=60000
-export RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD=0
+settings=$(python -m jobs.ray_environment) || exit "$REFUSED" # Python has said what is missing
+eval "$settings"
 
 answers() {
     (: >"/dev/tcp/$RAY_HEAD_ADDRESS/$RAY_HEAD_PORT") 2>/dev/null
@@ -48,6 +48,8 @@ run_node() {
     mkdir -p "$RAY_TMPDIR"
     local common=(--block --disable-usage-stats --num-cpus="$SLURM_CPUS_ON_NODE")
     if [[ $SLURM_PROCID == 0 ]]; then
+        # the driver runs here, and what it counts is told by its own node
+        [[ -n ${MOTION_TOKENS_METRICS_PORT:-} ]] && common+=(--metrics-export-port="$MOTION_TOKENS_METRICS_PORT")
         exec ray start --head --node-ip-address="$RAY_HEAD_ADDRESS" --port="$RAY_HEAD_PORT" \
             --include-dashboard=false "${common[@]}"
     fi

@@ -17,7 +17,7 @@ class JobObserver:
     """Watches silently; a display overrides what it wants to show. Called from the driver's thread only."""
 
     def on_stage(self, name: str) -> None:
-        """A stage of the job begins: plan, checksums, start, workers, tokenize, gate, export, verify."""
+        """A stage of the job begins: session, plan, checksums, start, workers, tokenize, gate, export, verify."""
 
     def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
         """The plan stands; `num_done` of its units need no work, `num_skipped` files are of no known kind."""

@@ -183,6 +183,8 @@ def _print_end(job: JobState) -> None:
 
 def _print_job(job: JobState) -> None:
     table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # else the end of a long path is cut off
     table.add_row("job", escape(job.job_id))
     table.add_row("command", escape(job.command))
     ended = "" if job.exit_code is None else f"  [dim]exit code {job.exit_code}, {MEANINGS[job.exit_code]}[/dim]"

@@ -37,6 +37,9 @@ class JobObserver:
     def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
         """A list of clips, which a setting names, has these ids that no clip has; at least one."""
 
+    def on_lost_tokenizers(self, limit_s: float) -> None:
+        """All nodes with tokenizers are lost; the job waits so many seconds for others."""
+
     def on_flow(self, flow: Flow) -> None:
         """Told about four times a second while Ray runs the stages."""
 
@@ -88,6 +91,11 @@ class Audience(JobObserver):
         """Tell all."""
         for observer in self._observers:
             observer.on_unknown_ids(setting, ids)
+
+    def on_lost_tokenizers(self, limit_s: float) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_lost_tokenizers(limit_s)
 
     def on_flow(self, flow: Flow) -> None:
         """Tell all."""

@@ -16,7 +16,7 @@ from rich.table import Table
 from jobs.display import Display, size_text
 from jobs.run_record import RecordNotes, new_run_id, print_summary, write_run_record
 from jobs.session import open_session
-from jobs.tokenize_command import run_tokenize
+from jobs.tokenize_command import console_of, run_tokenize
 from pipeline.clean import Cleaning, delete_outdated, find_outdated, refuse_active_run
 from pipeline.compare import Difference, compare_datasets
 from pipeline.dataset_rows import BitCounts, OpenDataset, open_dataset
@@ -281,18 +281,24 @@ def run_replay(request: TokenizeRequest, console: Console) -> None:
     Raises:
         MotionTokensError: the job cannot start, or ended incomplete.
     """
-    folder = Folder(request.output, request.config.run.storage_options)
-    before = open_dataset(folder)
-    refuse_active_run(folder)
-    with open_session(request.config.run) as executor:
-        job = prepare(request, executor)
-    units = units_to_retry(before, make_plan(job.roots, job.contract.corpus))
-    console.print(f"  {len(units):,} units are read again, beside those whose files changed", highlight=False)
-    give_free(before, units)
-    run_tokenize(request, console)
-    replayed = what_came_back(before, open_dataset(folder))
-    console.print(f"  came back  {len(replayed.returned):,} clips", highlight=False)
-    _print_examples(replayed.returned[:CLIPS_SHOWN], console)
+    config = request.config.run
+    folder, text = Folder(request.output, config.storage_options), console_of(config, console)
+    standing: list[OpenDataset] = []
+
+    def give_quarantined_free() -> None:
+        before = open_dataset(folder)
+        refuse_active_run(folder)
+        with open_session(config) as executor:
+            job = prepare(request, executor)
+        units = units_to_retry(before, make_plan(job.roots, job.contract.corpus))
+        text.print(f"  {len(units):,} units are read again, beside those whose files changed", highlight=False)
+        give_free(before, units)
+        standing.append(before)
+
+    run_tokenize(request, console, give_quarantined_free)
+    replayed = what_came_back(standing[0], open_dataset(folder))
+    text.print(f"  came back  {len(replayed.returned):,} clips", highlight=False)
+    _print_examples(replayed.returned[:CLIPS_SHOWN], text)
     if replayed.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in replayed.dropped.items())
-        console.print(f"  still quarantined  {reasons}", highlight=False, soft_wrap=True)
+        text.print(f"  still quarantined  {reasons}", highlight=False, soft_wrap=True)

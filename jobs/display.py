@@ -114,6 +114,11 @@ class Display(JobObserver):
         text = f"{setting} names {many} that no clip has: {shown}; compare with clip_id in index/clips.parquet"
         self._console.print(f"  [yellow]warning[/yellow]: {text}", highlight=False, soft_wrap=True)
 
+    def on_lost_tokenizers(self, limit_s: float) -> None:
+        """Say what the job waits for, and how long."""
+        text = f"the nodes of all tokenizers are lost: waiting {limit_s:g} s for a place to start others"
+        self._console.print(f"  [yellow]warning[/yellow]: {text}", highlight=False, soft_wrap=True)
+
     def on_layout(self, num_shards: int, num_windows: int) -> None:
         """Show how many shards are to come."""
         self._shards = (0, num_shards)

@@ -79,6 +79,10 @@ class JsonLog(JobObserver):
         """Warn of ids in a list that no clip has."""
         self.say("unknown_ids", {"setting": setting, "count": len(ids), "first": list(ids[:IDS_SHOWN])}, "warning")
 
+    def on_lost_tokenizers(self, limit_s: float) -> None:
+        """Say what the job waits for, and how long."""
+        self.say("lost_tokenizers", {"limit_s": limit_s}, "warning")
+
     def on_shard(self, path: str) -> None:
         """Count files that were written or read."""
         self._counts["files"] += 1

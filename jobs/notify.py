@@ -12,13 +12,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
+from subprocess import DEVNULL
 from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.run_config import NotifyConfig
-
-SAID_CHARS = 300
-"""Of what a command that failed printed, at most."""
 
 
 def notify(config: NotifyConfig, outcome: Mapping[str, Any]) -> list[str]:
@@ -41,7 +39,7 @@ def notify(config: NotifyConfig, outcome: Mapping[str, Any]) -> list[str]:
 def _run(command: str, data: bytes, timeout_s: float) -> str:
     """Run a command with the JSON as its input, without a shell; return what went wrong, empty for nothing.
 
-    Only the program is named: its arguments may hold secrets.
+    Only the program is named: its arguments may hold secrets, and what it prints may show them.
     """
     try:
         words = shlex.split(command)
@@ -49,15 +47,14 @@ def _run(command: str, data: bytes, timeout_s: float) -> str:
         return f"run.notify.command could not be read: {error}"
     name = words[0] if words else "an empty command"
     try:
-        done = subprocess.run(words, input=data, capture_output=True, timeout=timeout_s, check=False)
+        done = subprocess.run(words, input=data, stdout=DEVNULL, stderr=DEVNULL, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         return f"run.notify.command took longer than {timeout_s:g} s and was ended: {name}"
     except (OSError, IndexError) as error:
         return f"run.notify.command could not run: {name}: {error}"
     if done.returncode == 0:
         return ""
-    said = (done.stderr or done.stdout).decode(errors="replace").strip()[-SAID_CHARS:]
-    return f"run.notify.command ended with {done.returncode}: {name}" + (f": {said}" if said else "")
+    return f"run.notify.command ended with {done.returncode}: {name}; to see why, give it a line of JSON by hand"
 
 
 def _post(address: str, data: bytes, timeout_s: float) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli import (
+    Address,
     BatchSize,
     Checkpoint,
     Checksum,
@@ -63,6 +64,7 @@ def plan(
     batch_size: BatchSize = None,
     workers: Workers = None,
     local: Local = False,
+    address: Address = None,
     checksum: Checksum = False,
     clips: Clips = None,
     exclude: Exclude = None,
@@ -76,7 +78,7 @@ def plan(
     """Say what a job would write and how long it would take, before it runs."""
     options = tokenize_options(formats, stride, precision, batch_size, workers, local, checksum, None) | {
         **limits(deadline, max_runtime),
-        **quoted({"input.clips.include": clips, "input.clips.exclude": exclude}),
+        **quoted({"run.address": address, "input.clips.include": clips, "input.clips.exclude": exclude}),
     }
     with reported():
         job = job_config(config, settings, options)

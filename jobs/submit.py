@@ -8,15 +8,19 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import re
+import secrets
 import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jobs.patience import POLL_S, SILENCE_LIMIT_S, Patience, patiently
 from jobs.ray_environment import chosen
 from pipeline.errors import ConfigError, IncompleteError
 
@@ -31,13 +35,14 @@ MEANINGS = {
 }
 """Exit code of a command -> what it means and what to do."""
 
+SETTLED = frozenset({0, 1, 2})
+"""Exit codes after which the same command is not to be handed in again."""
+
 NOT_INSTALLED = 127
 STOP_WAIT_S = 600
 """A command that gets a signal ends by itself, soon after its grace time; this is for one that cannot."""
-POLL_S = 1.0
 ANSWER_LIMIT_S = 30.0
-SILENCE_LIMIT_S = 60.0
-"""How long the job server may be silent before following it ends: a head node that starts again takes less."""
+_JOB_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -98,23 +103,56 @@ class JobServer:
         """Where it is."""
         return str(self._client.get_address())
 
-    def submit(self, arguments: Sequence[str], around: Surroundings) -> str:
-        """Hand in `motion-tokens ARGUMENT...` and return the id of the job.
+    def submit(
+        self, arguments: Sequence[str], around: Surroundings, job_id: str, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Hand in `motion-tokens ARGUMENT...` under an id; once, however often it takes to get an answer.
+
+        Args:
+            say: told once of a job server that is silent.
 
         Raises:
             ConfigError: the folder or the image cannot be used.
-            IncompleteError: the job server did not take it.
+            IncompleteError: the job server has not answered for a minute; the job may have been taken.
         """
         runtime_env: dict[str, Any] = {"env_vars": job_environment()}
         if around.working_dir is not None:
             runtime_env["working_dir"] = around.working_dir
         if around.image is not None:
             runtime_env["image_uri"] = around.image
+
+        def hand_in() -> None:
+            unsure = f"no answer whether job {job_id} was taken"
+            with _answering(unsure, f"the same command with --id {job_id} goes on there"):
+                if job_id not in {job.submission_id for job in self._client.list_jobs()}:  # where an answer was lost
+                    self._client.submit_job(
+                        entrypoint=entrypoint(arguments), runtime_env=runtime_env, submission_id=job_id
+                    )
+
         try:
-            with _answering("the job was not taken", "try again"):
-                return str(self._client.submit_job(entrypoint=entrypoint(arguments), runtime_env=runtime_env))
+            patiently(hand_in, say)
         except ValueError as error:
             raise ConfigError(f"the cluster cannot run the command in this: {_first_line(error)}") from error
+
+    def find(self, name: str, arguments: Sequence[str]) -> tuple[str, bool]:
+        """Return the id of the job that a command has under a name, and whether it is handed in already.
+
+        A job that ended incomplete has a successor: `NAME-2`, then `NAME-3`.
+
+        Raises:
+            ConfigError: another command has it.
+            IncompleteError: the job server does not answer.
+        """
+        known = {job.job_id: job for job in self.jobs()}
+        job_id, count = name, 1
+        while (job := known.get(job_id)) is not None:
+            if job.command != _command_of(entrypoint(arguments)):
+                raise ConfigError(f"--id {name}: job {job_id} is another command, {job.command}; say another id")
+            if not job.is_over or job.exit_code in SETTLED:
+                return job_id, True
+            count += 1
+            job_id = f"{name}-{count}"
+        return job_id, False
 
     def jobs(self) -> list[JobState]:
         """Return every job that was handed in and that the cluster remembers, the latest first.
@@ -156,24 +194,23 @@ class JobServer:
             IncompleteError: the job server has not answered for a minute; the job may still run.
         """
         num_seen = 0
-        silent_since = None
+        patience = Patience()
         texts = self._tail(job_id)
         while True:
             text = next(texts)
             if text:
                 emit(text)
-                num_seen, silent_since = num_seen + len(text), None
+                num_seen += len(text)
+                patience = Patience()
                 continue
             try:
                 with _answering(f"the job server at {self.address} is silent", f"job {job_id} may still run"):
                     job = _state(self._client.get_job_info(job_id))
                     rest = str(self._client.get_job_logs(job_id))[num_seen:] if job.is_over else ""
-            except IncompleteError:
-                silent_since = silent_since or time.monotonic()
-                if time.monotonic() < silent_since + SILENCE_LIMIT_S:
-                    continue
-                raise
-            silent_since = None
+            except IncompleteError as error:
+                patience.bear(error)
+                continue
+            patience = Patience()
             if job.is_over:
                 emit(rest)
                 return job
@@ -206,22 +243,44 @@ class JobServer:
             except queue.Empty:
                 yield ""
 
-    def stop(self, job_id: str) -> JobState:
+    def stop(self, job_id: str, say: Callable[[str], None] = lambda _: None) -> JobState:
         """Ask a job to stop, and return how it ended once it has.
 
+        Args:
+            say: told once of each time that the job server is silent.
+
         Raises:
-            IncompleteError: it has not ended in time, or the job server does not answer.
+            IncompleteError: it has not ended in time, or the job server has not answered for a minute.
         """
+
+        def ask() -> JobState:
+            with _answering(f"the job server at {self.address} is silent", f"job {job_id} may still run"):
+                self._client.stop_job(job_id)  # again and again: a job that is not quite there yet does not hear it
+                return _state(self._client.get_job_info(job_id))
+
         deadline = time.monotonic() + STOP_WAIT_S + SILENCE_LIMIT_S
         while True:
-            with _answering():
-                self._client.stop_job(job_id)  # again and again: a job that is not quite there yet does not hear it
-                job = _state(self._client.get_job_info(job_id))
+            job = patiently(ask, say)
             if job.is_over:
                 return job
             if time.monotonic() > deadline:
                 raise IncompleteError(f"job {job_id} is asked to stop and has not ended: look at its status again")
             time.sleep(POLL_S)
+
+
+def new_job_id() -> str:
+    """Return an id that sorts by time and meets no other."""
+    return f"job-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
+
+
+def check_job_id(name: str) -> None:
+    """Refuse what cannot be the id of a job.
+
+    Raises:
+        ConfigError: it would not fit into addresses and file names, or be taken for an id of Ray's.
+    """
+    if not _JOB_ID.fullmatch(name):
+        raise ConfigError(f"--id {name!r}: begin with a letter; then up to 99 letters, digits, dots, _ and -")
 
 
 def entrypoint(arguments: Sequence[str]) -> str:
@@ -275,7 +334,7 @@ def _state(job: Any) -> JobState:
     error_type = str(job.error_type) if job.error_type else None
     return JobState(
         job_id=str(job.submission_id),
-        command=str(job.entrypoint).rpartition(" jobs.cli ")[2],
+        command=_command_of(str(job.entrypoint)),
         status=status.lower(),
         is_over=is_over,
         exit_code=exit_code_of(status, job.driver_exit_code, error_type) if is_over else None,
@@ -283,6 +342,10 @@ def _state(job: Any) -> JobState:
         started_at=job.start_time / 1000 if job.start_time else None,
         ended_at=job.end_time / 1000 if job.end_time else None,
     )
+
+
+def _command_of(line: str) -> str:
+    return line.rpartition(" jobs.cli ")[2]
 
 
 def _find_token() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, cast
 
@@ -18,8 +19,9 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from jobs.cli import app, console, errors, reported
+from jobs.patience import patiently
 from jobs.program import program_text
-from jobs.submit import MEANINGS, JobServer, JobState, Surroundings
+from jobs.submit import MEANINGS, JobServer, JobState, Surroundings, check_job_id, new_job_id
 from jobs.supervision import EXIT_STOPPED
 from pipeline.errors import ConfigError
 from pipeline.stopping import Stopped
@@ -39,11 +41,15 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="What submit printed.")
     "  motion-tokens submit --address http://head:8265 tokenize s3://bucket/motion s3://bucket/tokens -c demo\n\n"
     "  motion-tokens submit --no-wait tokenize s3://bucket/motion s3://bucket/tokens --config s3://bucket/run.yaml\n\n"
     "  motion-tokens submit --working-dir . tokenize s3://bucket/motion s3://bucket/tokens -c codec.safetensors\n\n"
+    "  motion-tokens submit --id flame-monday tokenize s3://bucket/motion s3://bucket/tokens -c demo\n\n"
     "Paths are those of the cluster's machines. The command's own exit code comes back; Ctrl-C leaves it running.",
 )
 def submit(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="Any other command, with its options.")],
     address: ServerAddress = None,
+    job_id: Annotated[
+        str | None, typer.Option("--id", help="Of the job: one that runs or is done is followed, none handed in twice.")
+    ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
     working_dir: Annotated[
         str | None,
@@ -56,16 +62,26 @@ def submit(
     with reported():
         if working_dir is not None and image is not None:
             raise ConfigError("--working-dir and --image exclude each other: put the folder into the image")
-        server = JobServer(address)
-        job_id = server.submit(command, Surroundings(working_dir, image))
+        if job_id is not None:
+            check_job_id(job_id)
+        server = patiently(lambda: JobServer(address), _say)
+        chosen, is_known = (
+            (new_job_id(), False) if job_id is None else patiently(lambda: server.find(job_id, command), _say)
+        )
+        known = ", handed in before" if is_known else ""
+        errors.print(f"job {chosen} at {server.address}{known}", highlight=False, soft_wrap=True)
+        if not is_known:
+            with _left_alone(server, chosen, "may have been taken"):
+                server.submit(command, Surroundings(working_dir, image), chosen, _say)
         if no_wait:
-            sys.stdout.write(f"{job_id}\n")
-            return
-        errors.print(f"job {job_id} at {server.address}", highlight=False, soft_wrap=True)
-        _follow(server, job_id)
+            sys.stdout.write(f"{chosen}\n")
+        else:
+            _follow(server, chosen)
 
 
-@app.command(epilog="[bold]Examples[/bold]\n\n  motion-tokens status\n\n  motion-tokens status raysubmit_x2yD")
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n  motion-tokens status\n\n  motion-tokens status job-20261123-194114-5f0c12ab"
+)
 def status(
     job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="What submit printed; without one, all.")] = None,
     address: ServerAddress = None,
@@ -80,7 +96,7 @@ def status(
             _print_job(job)
 
 
-@app.command(epilog="[bold]Examples[/bold]\n\n  motion-tokens logs raysubmit_x2yD --follow")
+@app.command(epilog="[bold]Examples[/bold]\n\n  motion-tokens logs job-20261123-194114-5f0c12ab --follow")
 def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="To the job's end; then end as it ended.")] = False,
@@ -96,15 +112,15 @@ def logs(
             _emit(server.log(job_id))
 
 
-@app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens stop raysubmit_x2yD")
+@app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens stop job-20261123-194114-5f0c12ab")
 def stop(job_id: JobId, address: ServerAddress = None) -> None:
     """Stop a job of a Ray cluster, resumably, and wait until it has ended."""
     with reported():
-        server = JobServer(address)
-        job = server.job(job_id)
+        server = patiently(lambda: JobServer(address), _say)
+        job = patiently(lambda: server.job(job_id), _say)
         if job.is_over:
             console.print(f"job {job_id} was over before", highlight=False)
-        _print_job(job if job.is_over else server.stop(job_id))
+        _print_job(job if job.is_over else server.stop(job_id, _say))
 
 
 def check_command(command: Sequence[str]) -> None:
@@ -126,20 +142,31 @@ def check_command(command: Sequence[str]) -> None:
 
 def _follow(server: JobServer, job_id: str) -> None:
     """Print what a job prints and end as it ends; a signal ends this command only."""
-    try:
+    with _left_alone(server, job_id, "goes on"):
         job = server.follow(job_id, _emit)
+    if job.exit_code:
+        _print_end(job)
+    raise typer.Exit(job.exit_code or 0)
+
+
+@contextmanager
+def _left_alone(server: JobServer, job_id: str, what_it_does: str) -> Iterator[None]:
+    """Let a signal end this command only, with a word on how to come back to the job."""
+    try:
+        yield
     except Stopped as stopped:
         where = f"{escape(program_text())} %s {job_id} --address {shlex.quote(server.address)}"
         errors.print(
-            f"\n{stopped} ended this command only: job {job_id} goes on\n"
+            f"\n{stopped} ended this command only: job {job_id} {what_it_does}\n"
             f"  come back  {where % 'logs --follow'}\n  stop it    {where % 'stop'}",
             highlight=False,
             soft_wrap=True,
         )
         raise typer.Exit(EXIT_STOPPED) from stopped
-    if job.exit_code:
-        _print_end(job)
-    raise typer.Exit(job.exit_code or 0)
+
+
+def _say(text: str) -> None:
+    errors.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def _emit(text: str) -> None:
@@ -156,6 +183,8 @@ def _print_end(job: JobState) -> None:
 
 def _print_job(job: JobState) -> None:
     table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # else the end of a long path is cut off
     table.add_row("job", escape(job.job_id))
     table.add_row("command", escape(job.command))
     ended = "" if job.exit_code is None else f"  [dim]exit code {job.exit_code}, {MEANINGS[job.exit_code]}[/dim]"

@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 
 EXIT_INCOMPLETE, EXIT_STOPPED = 3, 143
-RAY_COMMANDS = frozenset({"tokenize", "plan", "replay", "export"})
+RAY_COMMANDS = frozenset({"tokenize", "plan", "replay", "export", "stats", "train", "demo", "bench"})
 WITHOUT_RAY = frozenset({"--local", "--help", "-h"})
 STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +78,11 @@ class _Run:
         self.outcome["run_record"] = write_run_record(self.output, self.run_id, self.record, self.outcome)
 
 
-def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
+def run_tokenize(request: TokenizeRequest, console: Console, prepare: Callable[[], None] = lambda: None) -> Tokenized:
     """Run the job and tell about it.
+
+    Args:
+        prepare: called before the job; how it ends is told as the job's end is.
 
     Raises:
         MotionTokensError: the job cannot start, or ended incomplete.
@@ -93,11 +96,12 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
         output=Folder(request.output, config.storage_options),
         record=JobRecord(),
         log=log,
-        console=Console(quiet=True) if log else console,
+        console=console_of(config, console),
         forecast={},
         outcome={},
     )
     with _end_told(run):
+        prepare()
         run.forecast.update(_forecast_of(config))
         manifest = _tokenize(run)
         if run.record.already_complete:
@@ -106,6 +110,11 @@ def run_tokenize(request: TokenizeRequest, console: Console) -> Tokenized:
         else:
             _finish(run, manifest)
     return Tokenized(manifest, run.record)
+
+
+def console_of(config: RunConfig, console: Console) -> Console:
+    """Return where text goes: nowhere, in the place of a log."""
+    return Console(quiet=True) if config.log_format == "json" else console
 
 
 def _forecast_of(config: RunConfig) -> dict[str, Any]:

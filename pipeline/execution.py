@@ -148,6 +148,10 @@ class TokenizeProgress:
             self._record.lap("workers", age_s)
             self._observer.on_stage("tokenize")
 
+    def lost(self, limit_s: float) -> None:
+        """All tokenizers are lost with their nodes; the job ends where none stands again within so many seconds."""
+        self._observer.on_lost_tokenizers(limit_s)
+
     def begun(self, num_windows: int, num_bytes: int) -> None:
         """So many windows, read from so many bytes of input, are taken up."""
         self._observer.on_begun(num_windows, num_bytes)

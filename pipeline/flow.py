@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 STATES = ("reading", "read", "tokenizing", "tokenized", "writing")
 """Of a run of units that is in flight, in order; what is read waits for a tokenizer, what is tokenized for a writer."""
+BEFORE_TOKENS = STATES[:3]
+"""Of what has yet to pass a tokenizer."""
 _ENTERED = {"read": 0, "tokenize": 2, "write": 4}
 
 

@@ -31,6 +31,7 @@ from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_tex
 from pipeline.errors import IncompleteError, MotionTokensError, ResourcesError
 from pipeline.execution import TokenizeProgress, Tokenizer, TokenizeStages
 from pipeline.export.tasks import Builder, Result, Task
+from pipeline.flow import BEFORE_TOKENS, Flow
 from pipeline.job_hub import JobHub, News
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
@@ -49,6 +50,7 @@ in that time a GPU is through with three rows or more."""
 READ_AHEAD, GPU_READ_AHEAD = 2.0, 2.0
 """Rows that lie read, times those that tokenizers were handed: on a GPU about as many as are read at a time."""
 TICK_S = 0.25
+NODES_INTERVAL_S = 5.0
 LOSS_PAUSE_S = 0.5
 """After workers are lost: a signal to the whole process group may reach them before it reaches this process."""
 CRASH_RETRIES = 2
@@ -111,14 +113,19 @@ def _actor_pool(stages: TokenizeStages) -> ActorPoolStrategy:
     return ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=CALLS_AHEAD)
 
 
-def no_place(num_workers: int, each: Mapping[str, float], waited_s: float) -> ResourcesError:
-    """Return what to tell where workers that take so much each did not all stand in time."""
+def no_place(num_workers: int, each: Mapping[str, float], waited_s: float, before: str = "") -> ResourcesError:
+    """Return what to tell where workers that take so much each did not all stand in time.
+
+    Args:
+        before: what happened before, as the beginning of a sentence.
+    """
     total, free = ray.cluster_resources(), ray.available_resources()
     wanted = {name: amount for name, amount in each.items() if amount}
     found = ", ".join(f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free now)" for name in wanted or each)
     a_worker = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items()) or "no resources"
     return ResourcesError(
-        f"{num_workers} workers of {a_worker} each did not stand within {waited_s:g} s: the cluster has {found}."
+        f"{before}{num_workers} workers of {a_worker} each did not stand within {waited_s:g} s:"
+        f" the cluster has {found}."
         " Ask for less (--workers, run.min_workers, run.gpus_per_worker), wait longer (run.wait_for_resources_s)"
         " or add nodes; then run the same command again"
     )
@@ -188,7 +195,7 @@ class _HostedTokenizer:
         with told(hub):
             self._tokenizer = host(ray.get(hub.codec.remote()), settings, _HubListener(hub))
         self._turn: AbstractContextManager[Any] = nullcontext() if self._tokenizer.is_shared else threading.Lock()
-        hub.ready.remote()
+        hub.ready.remote(ray.get_runtime_context().get_node_id())
 
     def __call__(self, row: pa.Table) -> pa.Table:
         with followed(self._hub, "tokenize", row), self._turn:
@@ -243,19 +250,23 @@ class _HubListener:
 class _Watch:
     """Passes on what the hub knows, and the word to stop. Built for one graph by the driver, who looks every tick.
 
-    Reading begins while the tokenizers start, so it is here that somebody notices that they never do.
+    Reading begins while the tokenizers start, so it is here that somebody notices that they never do, or that all of
+    their nodes are lost: Ray builds them again where there is a place, and waits for one without a word.
     """
 
     def __init__(self, hub: Any, progress: TokenizeProgress, stages: TokenizeStages) -> None:
         self._hub, self._progress, self._stages = hub, progress, stages
         self._min_actors = stages.min_actors or stages.num_actors
         self._deadline = time.monotonic() + stages.wait_for_resources_s
+        self._flow: Flow | None = None
+        self._lost_at: float | None = None
+        self._moved_at = self._nodes_asked_at = -math.inf
 
     def look(self) -> None:
         """Take what is new.
 
         Raises:
-            ResourcesError: too few tokenizers stood ready in time.
+            ResourcesError: too few tokenizers stood ready in time, or all were lost and none stood again in time.
             Exception: the first that a stage met.
         """
         hub, progress = self._hub, self._progress
@@ -269,14 +280,37 @@ class _Watch:
         progress.encoded(news.encoded_windows)
         progress.flowed(news.flow)
         self._check_place(news.num_ready)
+        if self._deadline == math.inf:
+            self._check_hosts(news)
 
     def _check_place(self, num_ready: int) -> None:
         if num_ready >= self._min_actors:
             self._deadline = math.inf  # those that were lost later are built again
         elif time.monotonic() > self._deadline:
-            stages = self._stages
-            each = {"GPU": stages.gpus_per_actor, "CPU": stages.cpus_per_actor}
-            raise no_place(self._min_actors, each, stages.wait_for_resources_s)
+            raise self._no_place(self._min_actors)
+
+    def _check_hosts(self, news: News) -> None:
+        """Notice that all nodes with tokenizers are lost while units wait for one, and nothing moves any more."""
+        now = time.monotonic()
+        if news.encoded_windows or news.flow != self._flow:
+            self._flow, self._moved_at = news.flow, now
+        if not any(news.flow.in_flight[state] for state in BEFORE_TOKENS):
+            self._lost_at = None  # where nothing waits, a cluster may take its nodes back
+            return
+        if now < self._nodes_asked_at + NODES_INTERVAL_S:
+            return
+        self._nodes_asked_at = now
+        if news.hosts & {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+            self._lost_at = None
+        elif self._lost_at is None:
+            self._lost_at = now
+            self._progress.lost(self._stages.wait_for_resources_s)
+        elif now > max(self._lost_at, self._moved_at) + self._stages.wait_for_resources_s:
+            raise self._no_place(1, "the nodes of all tokenizers were lost, and ")
+
+    def _no_place(self, num_workers: int, before: str = "") -> ResourcesError:
+        each = {"GPU": self._stages.gpus_per_actor, "CPU": self._stages.cpus_per_actor}
+        return no_place(num_workers, each, self._stages.wait_for_resources_s, before)
 
 
 def configure_ray_data(read_ahead: float = READ_AHEAD) -> None:

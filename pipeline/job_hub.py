@@ -19,6 +19,8 @@ class News:
     """Tokenizers that have stood ready since the start, those that were built again counted again."""
     ready_age_s: float | None
     """How long ago the first of them did; None before."""
+    hosts: frozenset[str]
+    """Nodes of the cluster on which one has stood."""
     begun_windows: int
     begun_bytes: int
     encoded_windows: int
@@ -34,6 +36,7 @@ class JobHub:
         self._begun_windows = self._begun_bytes = self._encoded_windows = 0
         self._ready_at: float | None = None
         self._num_ready = 0
+        self._hosts: set[str] = set()
         self._failure: Exception | None = None
         self._is_stopping = False
         self._flow = FlowBook()
@@ -58,9 +61,10 @@ class JobHub:
         """Return the weights."""
         return self._codec
 
-    def ready(self) -> None:
-        """Note that a tokenizer stands ready."""
+    def ready(self, host: str) -> None:
+        """Note that a tokenizer stands ready on a node of the cluster."""
         self._num_ready += 1
+        self._hosts.add(host)
         if self._ready_at is None:
             self._ready_at = time.monotonic()
 
@@ -92,4 +96,4 @@ class JobHub:
         age_s = None if self._ready_at is None else time.monotonic() - self._ready_at
         counts = self._begun_windows, self._begun_bytes, self._encoded_windows
         self._begun_windows = self._begun_bytes = self._encoded_windows = 0
-        return News(self._num_ready, age_s, *counts, self._flow.take())
+        return News(self._num_ready, age_s, frozenset(self._hosts), *counts, self._flow.take())

@@ -17,7 +17,7 @@ class JobObserver:
     """Watches silently; a display overrides what it wants to show. Called from the driver's thread only."""
 
     def on_stage(self, name: str) -> None:
-        """A stage of the job begins: plan, checksums, start, workers, tokenize, gate, export, verify."""
+        """A stage of the job begins: session, plan, checksums, start, workers, tokenize, gate, export, verify."""
 
     def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
         """The plan stands; `num_done` of its units need no work, `num_skipped` files are of no known kind."""
@@ -36,6 +36,9 @@ class JobObserver:
 
     def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
         """A list of clips, which a setting names, has these ids that no clip has; at least one."""
+
+    def on_lost_tokenizers(self, limit_s: float) -> None:
+        """All nodes with tokenizers are lost; the job waits so many seconds for others."""
 
     def on_flow(self, flow: Flow) -> None:
         """Told about four times a second while Ray runs the stages."""
@@ -88,6 +91,11 @@ class Audience(JobObserver):
         """Tell all."""
         for observer in self._observers:
             observer.on_unknown_ids(setting, ids)
+
+    def on_lost_tokenizers(self, limit_s: float) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_lost_tokenizers(limit_s)
 
     def on_flow(self, flow: Flow) -> None:
         """Tell all."""

@@ -12,9 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.code_counts import Drift, code_drift
+from pipeline.run_lease import LEASE_PATH
 from pipeline.storage import Folder
 
 READ_THREADS = 16
+NO_RUNS = frozenset({LEASE_PATH.rpartition("/")[2]})
+"""Stands beside the folders of runs."""
 NOTABLE_KEYS = ("spec_id", "executor")
 """Of run.json: what is said where it differs from the run before, besides versions and hardware."""
 
@@ -46,8 +49,9 @@ def read_runs(output: Folder, last: int) -> list[Mapping[str, Any]]:
     Args:
         last: how many names are looked at, the newest.
     """
+    names = [name for name in output.list_names("runs") if name not in NO_RUNS]
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        found = pool.map(lambda name: _read_run(output, name), output.list_names("runs")[-last:])
+        found = pool.map(lambda name: _read_run(output, name), names[-last:])
         return [run for run in found if run is not None]
 
 

@@ -24,6 +24,8 @@ TREE = Path(__file__).with_name("kubernetes")
 NAME = "motion-tokens"
 RUN_FILE = "/etc/motion-tokens/run.yaml"
 GPU = "nvidia.com/gpu"
+JOB_NAME = "JOB_NAME"
+"""Variable of the CronJob's pod, which Kubernetes fills into its arguments: equal for all pods of a night."""
 PREPARING_S = 3600
 """How long a cluster may take to stand, images pulled; beside the time that the job itself has."""
 COMPONENTS = {"cpu": (), "gpu": ("gpu",), "autoscaling": ("gpu", "autoscaling")}
@@ -94,7 +96,8 @@ def _values(checked: Checked) -> dict[str, Any]:
     """Return the component that carries the configuration; it comes before the cluster is copied."""
     job, deploy = checked.job, checked.deploy
     entrypoint = shlex.join([*job_command(deploy)[:2], "--address", "auto", *job_command(deploy)[2:]])
-    submit = ["submit", "--address", f"http://{NAME}-head-svc:8265", *job_command(deploy)[1:]]
+    server = ["--address", f"http://{NAME}-head-svc:8265"]
+    submit = ["submit", "--id", f"$({JOB_NAME})", *server, *job_command(deploy)[1:]]
     ray_job = [_set("/spec/entrypoint", entrypoint), _set("/spec/backoffLimit", deploy.retries)]
     if checked.longest_s is not None:
         ray_job.append(_set("/spec/activeDeadlineSeconds", int(checked.longest_s) + PREPARING_S))
@@ -113,6 +116,7 @@ def _values(checked: Checked) -> dict[str, Any]:
         ("CronJob", NAME): [
             *clock,
             _is(f"{at_submit}/name", "submit"),
+            _is(f"{at_submit}/env/0/name", JOB_NAME),
             _set(f"{at_submit}/args", submit),
             _set("/spec/jobTemplate/spec/backoffLimit", deploy.retries),
         ],

@@ -1,4 +1,4 @@
-"""A relay of TCP connections that can cut them all at once. Knows nothing of what passes."""
+"""A relay of TCP connections that can cut them all at once, and lose answers. Knows only how a request begins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class Relay:
         self._target = (host, port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
-        self.num_cut = 0
+        self._losing: tuple[bytes, bool] | None = None
+        self._deaf: dict[socket.socket, bool] = {}
+        self.num_cut = self.num_lost = 0
 
     @property
     def url(self) -> str:
@@ -30,6 +32,10 @@ class Relay:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def lose_answer(self, beginning: bytes, is_cut: bool) -> None:
+        """Lose the answer to the next request that begins so: cut the connection then, or leave it silent."""
+        self._losing = beginning, is_cut
+
     def serve(self) -> None:
         """Take connections until the listener is closed."""
         with contextlib.suppress(OSError):
@@ -37,8 +43,8 @@ class Relay:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(self._target)
                 self._open += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+                for pump, source, sink in ((self._ask, near, far), (self._answer, far, near)):
+                    threading.Thread(target=pump, args=(source, sink), daemon=True).start()
 
     def close(self) -> None:
         """Take no more, and cut what is left."""
@@ -47,12 +53,27 @@ class Relay:
         self._listener.close()
         self.cut()
 
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+    def _ask(self, near: socket.socket, far: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
+            while data := near.recv(1 << 16):
+                if self._losing is not None and data.startswith(self._losing[0]):
+                    self._deaf[far], self._losing = self._losing[1], None
+                far.sendall(data)
         with contextlib.suppress(OSError):
-            sink.shutdown(socket.SHUT_RDWR)
+            far.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, far: socket.socket, near: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := far.recv(1 << 16):
+                if far not in self._deaf:
+                    near.sendall(data)
+                    continue
+                self.num_lost += 1
+                if self._deaf[far]:
+                    break
+                return
+        with contextlib.suppress(OSError):
+            near.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -119,3 +119,31 @@ def test_hosts_of_their_own_with_storage_on_one(corpus, tmp_path, hosts, start_n
     finally:
         gateway.kill()
     assert promised(tmp_path / "tokens") == promised(corpus / "expected")
+
+
+def test_a_job_whose_gpu_nodes_are_all_lost_says_so_and_ends_with_3(corpus, tmp_path, start_nodes):
+    nodes = start_nodes([HERE, HERE])
+    nodes.add(num_cpus=1, num_gpus=1)
+    output = tmp_path / "o"
+    sets = ("run.gpus_per_worker=1", "run.min_workers=1", "run.wait_for_resources_s=45")
+    # four workers, of which one has a place: more rows than it has in work, which alone are lost with it
+    words = ["tokenize", corpus / "motion", output, "-c", corpus / "codec.safetensors", *PLAIN, "--workers", 4]
+    words += [word for setting in sets for word in ("--set", setting)]
+    command = [sys.executable, "-m", "jobs.cli", "submit", "--address", nodes.server, *(str(word) for word in words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    client = subprocess.Popen(command, env=nodes.environment, **pipes)
+    try:
+        deadline = time.monotonic() + 300
+        while not list(output.glob("_store/*/fragments/*/*.parquet")):
+            assert client.poll() is None, client.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        nodes.kill(1)
+        said, _ = client.communicate(timeout=300)
+    finally:
+        client.kill()
+    told = " ".join(said.split())
+    assert client.returncode == 3, said
+    assert told.count("the nodes of all tokenizers are lost: waiting 45 s") == 1, said
+    assert "the nodes of all tokenizers were lost, and 1 workers of 1 GPU each did not stand within 45 s" in told, said
+    assert not (output / "dataset.json").exists()

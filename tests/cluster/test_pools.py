@@ -77,20 +77,87 @@ def test_a_cluster_without_gpus_computes_on_its_cpus(ray_local):
         assert executor.numerics().device.startswith("cpu")
 
 
-def test_a_run_ends_where_too_few_tokenizers_stand_in_time(ray_local):
+def hub_and_watch(observer, wait_for_resources_s):
+    """A hub, and the watch over a graph of three tokenizers, of which two must stand."""
     hub = RemoteHub.remote(b"")
     asked = {
         "num_actors": 3,
         "min_actors": 2,
         "cpus_per_actor": 1.0,
         "gpus_per_actor": 0.0,
-        "wait_for_resources_s": 0.2,
+        "wait_for_resources_s": wait_for_resources_s,
     }
-    watch = _Watch(hub, TokenizeProgress(JobObserver(), JobRecord(), StopSwitch()), SimpleNamespace(**asked))
-    ray.get(hub.ready.remote())
+    return hub, _Watch(hub, TokenizeProgress(observer, JobRecord(), StopSwitch()), SimpleNamespace(**asked))
+
+
+def test_a_run_ends_where_too_few_tokenizers_stand_in_time(ray_local):
+    hub, watch = hub_and_watch(JobObserver(), wait_for_resources_s=0.2)
+    ray.get(hub.ready.remote("a"))
     time.sleep(0.3)
     with pytest.raises(ResourcesError, match=r"2 workers of 1 CPU each did not stand within 0\.2 s") as caught:
         watch.look()
     assert stop_behind(caught.value) is None
-    ray.get(hub.ready.remote())
+    ray.get(hub.ready.remote("a"))
     watch.look()
+
+
+class Waiting(JobObserver):
+    """Keeps how long it was told to wait."""
+
+    def __init__(self):
+        self.told = []
+
+    def on_lost_tokenizers(self, limit_s):
+        self.told.append(limit_s)
+
+
+@pytest.fixture
+def lost(ray_local, monkeypatch):
+    """A hub whose tokenizers stood on nodes that are gone, the watch over it, and who is told; each look asks."""
+    monkeypatch.setattr("pipeline.graph.NODES_INTERVAL_S", 0)
+    observer = Waiting()
+    hub, watch = hub_and_watch(observer, wait_for_resources_s=0.3)
+    for gone in ("a", "b"):
+        ray.get(hub.ready.remote(gone))
+    return hub, watch, observer
+
+
+def test_a_run_says_once_that_its_tokenizers_are_lost_and_ends(lost):
+    hub, watch, observer = lost
+    ray.get(hub.enter.remote("tokenize", 1, 1))
+    for _ in range(3):
+        watch.look()
+    assert observer.told == [0.3]
+    time.sleep(0.4)
+    with pytest.raises(ResourcesError, match=r"the nodes of all tokenizers were lost, and 1 workers of 1 CPU"):
+        watch.look()
+
+
+def test_a_run_whose_tokenizers_are_lost_goes_on_where_one_stands_again(lost):
+    hub, watch, observer = lost
+    ray.get(hub.enter.remote("tokenize", 1, 1))
+    watch.look()
+    ray.get(hub.ready.remote(ray.nodes()[0]["NodeID"]))
+    time.sleep(0.4)
+    watch.look()
+    watch.look()
+    assert observer.told == [0.3]
+
+
+def test_a_run_waits_while_anything_moves(lost):
+    hub, watch, _ = lost
+    ray.get(hub.enter.remote("tokenize", 1, 1))
+    for run in range(4):
+        watch.look()
+        time.sleep(0.2)
+        ray.get(hub.enter.remote("read", 2 + run, 1))
+    watch.look()
+
+
+def test_a_run_needs_no_tokenizers_where_all_is_tokenized(lost):
+    hub, watch, observer = lost
+    ray.get(hub.enter.remote("write", 1, 1))
+    watch.look()
+    time.sleep(0.4)
+    watch.look()
+    assert observer.told == []

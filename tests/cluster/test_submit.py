@@ -60,6 +60,12 @@ def tokenize(nodes, corpus):
     return words
 
 
+def promised(folder):
+    """Every file of a dataset whose bytes are promised, by relative path."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(("_store/", "runs/"))}
+
+
 def wait_for(condition, limit_s=240):
     deadline = time.monotonic() + limit_s
     while not condition():
@@ -91,6 +97,9 @@ def test_submit_stops_and_resumes(nodes, program, tokenize, tmp_path):
     done = {path: path.stat().st_mtime_ns for path in output.glob("_store/*/fragments/*/*.parquet")}
     resumed = program(*tokenize(output))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    undisturbed = program(*tokenize(tmp_path / "expected", "--local")[3:])
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert promised(output) == promised(tmp_path / "expected")
     assert f"{NUM_CLIPS} units" in resumed.stdout
     assert "prove it" in resumed.stdout
     assert 0 < len(done) < NUM_CLIPS
@@ -126,7 +135,7 @@ def test_submit_that_is_interrupted_leaves_the_job(nodes, corpus, tokenize, tmp_
     _, said = client.communicate(timeout=60)
     assert client.returncode == 143, said
     assert "ended this command only" in said
-    job = next(word for word in said.split() if word.startswith("raysubmit_"))
+    job = next(word for word in said.split() if word.startswith("job-"))
     came_back = program("logs", job, "--follow", "--address", nodes.server)
     assert came_back.returncode == 0, came_back.stdout
     assert (tmp_path / "o" / "dataset.json").exists()
@@ -151,8 +160,76 @@ def test_submit_outlives_a_cut_connection(nodes, program, tokenize, tmp_path):
         rest, said = client.stdout.read(), client.stderr.read()  # communicate would miss what readline has buffered
         assert client.wait(COMMAND_LIMIT_S) == 0, said
         assert relay.num_cut > 0
-    job = next(word for word in said.split() if word.startswith("raysubmit_"))
+    job = next(word for word in said.split() if word.startswith("job-"))
     assert first + rest == program("logs", job, "--address", nodes.server).stdout
+
+
+def through(relay, words, server):
+    """The words of a command that reaches the cluster through a relay."""
+    return [relay.url if word == server else str(word) for word in words]
+
+
+def num_jobs(program, nodes, place):
+    """How many jobs the cluster knows whose command names a path."""
+    return "".join(program("status", "--address", nodes.server).stdout.split()).count(str(place))
+
+
+def test_submit_hands_in_once_where_the_answer_is_lost(nodes, program, tmp_path):
+    words = ["submit", "--address", nodes.server, "verify", tmp_path / "nothing"]
+    server = urllib.parse.urlsplit(nodes.server)
+    with relayed(server.hostname, server.port) as relay:
+        relay.lose_answer(b"POST /api/jobs/ ", is_cut=True)
+        ended = program(*through(relay, words, nodes.server))
+        assert relay.num_lost == 1
+    assert ended.returncode == 2, ended.stderr
+    assert "trying again for 60 s" in ended.stderr
+    assert "ended with exit code 2" in ended.stderr
+    assert num_jobs(program, nodes, tmp_path) == 1
+
+
+def test_submit_that_is_interrupted_while_it_hands_in_names_the_job(nodes, program, tmp_path):
+    words = ["submit", "--address", nodes.server, "--no-wait", "verify", tmp_path / "nothing"]
+    server = urllib.parse.urlsplit(nodes.server)
+    with relayed(server.hostname, server.port) as relay:
+        relay.lose_answer(b"POST /api/jobs/ ", is_cut=False)
+        command = [sys.executable, "-m", "jobs.cli", *through(relay, words, nodes.server)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        client = subprocess.Popen(command, env=nodes.environment, **pipes)
+        wait_for(lambda: relay.num_lost)
+        client.send_signal(signal.SIGINT)
+        printed, said = client.communicate(timeout=60)
+    assert (client.returncode, printed) == (143, ""), said
+    assert "may have been taken" in said
+    job = next(word for word in said.split() if word.startswith("job-"))
+    assert program("logs", job, "--follow", "--address", nodes.server).returncode == 2
+
+
+def test_submit_by_id_follows_what_stands_and_continues_what_is_incomplete(nodes, program, tokenize, tmp_path):
+    late = tokenize(tmp_path / "o", "--max-runtime", "0s", "--local", before=["--id", "night-1"])
+    assert program(*late).returncode == 3
+    again = program(*late)
+    assert (again.returncode, "job night-1-2 at" in again.stderr) == (3, True), again.stderr
+    missing = ["submit", "--address", nodes.server, "--id", "night-2", "verify", tmp_path / "nothing"]
+    for known in ("", ", handed in before"):
+        ended = program(*missing)
+        assert ended.returncode == 2
+        assert f"job night-2 at {nodes.server}{known}\n" in ended.stderr
+    assert num_jobs(program, nodes, tmp_path / "nothing") == 1
+    other = program(*missing[:-1], tmp_path / "other")
+    assert (other.returncode, "night-2 is another command" in other.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_submit_in_the_place_of_a_lost_one_follows_its_job(nodes, program, tokenize, tmp_path):
+    words = [str(word) for word in tokenize(tmp_path / "o", "--local", before=["--id", "night-3"])]
+    client = subprocess.Popen([sys.executable, "-m", "jobs.cli", *words], env=nodes.environment, stdout=subprocess.PIPE)
+    assert client.stdout.readline()
+    client.kill()
+    client.wait()
+    second = program(*words)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("prove it") == 1
+    assert num_jobs(program, nodes, tmp_path / "o") == 1
 
 
 @pytest.mark.slow
@@ -196,6 +273,6 @@ def test_a_client_without_the_token_is_told(nodes, tmp_path):
 
 
 def test_an_unknown_job_is_told(nodes, program):
-    ended = program("status", "raysubmit_none", "--address", nodes.server)
+    ended = program("status", "job-none", "--address", nodes.server)
     assert ended.returncode == 2
-    assert "no job 'raysubmit_none'" in ended.stderr
+    assert "no job 'job-none'" in ended.stderr

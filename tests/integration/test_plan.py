@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -36,6 +38,13 @@ def test_plan_needs_no_output_and_counts_as_the_run_does(plan, command, tiny_cor
     assert found["plan"] == json.loads(next((tmp_path / "o").glob("runs/*/run.json")).read_text())["plan"]
     assert (found["probe"], found["forecast"], found["deadline"]) == (None, None, None)
     assert "nothing: this was a dry run" in text
+
+
+def test_plan_plans_for_the_cluster_that_is_named(tiny_corpus, tiny_codec):
+    """In a process of its own: here a Ray may run."""
+    words = ["plan", str(tiny_corpus), "-c", str(tiny_codec), "--address", "ray://head:10001"]
+    ended = subprocess.run([sys.executable, "-m", "jobs.cli", *words], capture_output=True, text=True, check=False)
+    assert (ended.returncode, "ray://head:10001" in ended.stderr) == (2, True)
 
 
 def test_plan_counts_what_is_left_of_an_output(plan, command, tiny_corpus, tiny_codec, tmp_path):

@@ -84,6 +84,18 @@ def test_a_command_is_told_of_every_end(command, arguments, told):
     assert (read()["exit_code"], "--restart" in read()["message"]) == (2, True)
 
 
+def test_replay_logs_and_tells_as_tokenize_does(command, arguments, tiny_corpus, told, tmp_path, capsys):
+    setting, read = told
+    replay = ("replay", tmp_path / "o", tiny_corpus, *arguments[3:], *setting, "--set", "run.log_format=json")
+    assert invoke(replay) == 2
+    assert (read()["exit_code"], read()["error"]) == (2, "InputNotFoundError")
+    assert command(*arguments).code == 0
+    capsys.readouterr()
+    assert invoke(replay) == 0
+    lines = lines_of(capsys)
+    assert (lines[-1]["event"], lines[-1]["exit_code"], read()["exit_code"]) == ("end", 0, 0)
+
+
 def test_nobody_who_cannot_be_told_changes_the_exit_code(command, arguments):
     outcome = command(
         *arguments, "--set", "run.notify.command=sh -c 'exit 5'", "--set", "run.notify.webhook=http://127.0.0.1:9/x"

@@ -265,8 +265,10 @@ def test_render_starts_the_command_as_a_person_would(filled):
     (container,) = job_spec["template"]["spec"]["containers"]
     address = "http://motion-tokens-head-svc:8265"
     assert [*container["command"], *container["args"]] == [
-        "motion-tokens", "submit", "--address", address, "tokenize", *REST,
+        "motion-tokens", "submit", "--id", "$(JOB_NAME)", "--address", address, "tokenize", *REST,
     ]  # fmt: skip
+    label = "metadata.labels['batch.kubernetes.io/job-name']"
+    assert container["env"][0] == {"name": "JOB_NAME", "valueFrom": {"fieldRef": {"fieldPath": label}}}
     check_command(["tokenize", *REST])
     assert resources["CronJob"]["spec"]["concurrencyPolicy"] == "Forbid"
     mounts = cluster_of(resources["RayCluster"])["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]

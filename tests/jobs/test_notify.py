@@ -70,7 +70,7 @@ def test_notify_on_failure_leaves_a_success_alone(server):
     ("command", "finding"),
     [
         ("false", "ended with 1"),
-        ("sh -c 'echo no such room >&2; exit 4'", "ended with 4: sh: no such room"),
+        ("sh -c 'exit 4' secret-key", "ended with 4: sh; to see why"),
         ("no-such-program-here", "could not run"),
         ("sh 'unclosed", "could not be read"),
         ("''", "could not run"),
@@ -80,6 +80,11 @@ def test_notify_on_failure_leaves_a_success_alone(server):
 def test_notify_says_what_went_wrong_with_a_command(command, finding):
     (line,) = notify(NotifyConfig(command=command, timeout_s=0.5), OUTCOME)
     assert re.search(finding, line), line
+
+
+def test_notify_shows_nothing_that_a_command_prints():
+    (line,) = notify(NotifyConfig(command="sh -c 'echo $0; echo $0 >&2; exit 4' secret-key"), OUTCOME)
+    assert "secret-key" not in line
 
 
 def test_notify_says_what_went_wrong_with_an_address_without_its_secret(server):

@@ -74,10 +74,18 @@ def test_submit_reads_the_command_before_it_asks_the_cluster(words, said):
     assert said in " ".join(result.output.split())
 
 
-def test_submit_where_nothing_answers_can_be_tried_again():
+def test_submit_where_nothing_answers_can_be_tried_again(monkeypatch):
+    monkeypatch.setattr("jobs.patience.SILENCE_LIMIT_S", 1.5)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
         result = CliRunner().invoke(app, ["submit", "--address", address, "verify", "x"])
     assert result.exit_code == 3
+    assert result.output.count("trying again for 1.5 s") == 1
     assert address in "".join(result.output.split())
+
+
+def test_submit_with_an_id_that_cannot_be_one_is_refused():
+    for name in ("1st", "a/b", "", "a" * 101):
+        result = CliRunner().invoke(app, ["submit", "--id", name, "verify", "x"])
+        assert (result.exit_code, "begin with a letter" in " ".join(result.output.split())) == (2, True), name

@@ -11,8 +11,11 @@ import time
 
 import psutil
 import pytest
+import typer
 
-from jobs.supervision import ECHO_S
+from jobs.cli import app
+from jobs.submit_cli import OWN_COMMANDS
+from jobs.supervision import ECHO_S, RAY_COMMANDS
 
 NUM_CLIPS = 12
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -145,10 +148,20 @@ def test_run_supervised_takes_the_child_with_it(start):
 
 def test_is_to_supervise_what_runs_ray():
     """Asked where it is asked in earnest: in a process that has imported the command line and nothing else."""
-    lines = ["tokenize a b", "replay a b", "export a b", "tokenize a b --local", "tokenize --help", "verify export", ""]
+    lines = ["tokenize a b", "stats a", "train a", "tokenize a b --local", "tokenize --help", "verify export", ""]
     program = "import sys, jobs.cli; print(*(jobs.cli.is_to_supervise(line.split()) for line in sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", program, *lines], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"] * 3 + ["False"] * 4
+
+
+def test_every_command_that_can_be_told_how_to_use_ray_is_supervised():
+    """By its options: --local, --num-workers and, but for those that talk to a job server, --address."""
+    commands = typer.main.get_command(app).commands
+    options = {name: {param.name for param in command.params} for name, command in commands.items()}
+    running = {name for name, has in options.items() if has & {"local", "num_workers"}}
+    running |= {name for name in set(options) - OWN_COMMANDS if "address" in options[name]}
+    assert running <= RAY_COMMANDS <= set(commands)
+    assert RAY_COMMANDS - running == {"bench"}  # runs Ray, and has none of these options
 
 
 def test_is_to_supervise_not_with_threads():

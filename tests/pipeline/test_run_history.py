@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pipeline.run_history import compare_runs, read_runs
+from pipeline.run_lease import LEASE_PATH
 from pipeline.storage import Folder
 
 
@@ -18,9 +19,11 @@ def test_read_runs_returns_the_last_in_order_and_leaves_out_what_is_broken(tmp_p
     for name, text in (("a", json.dumps(run("a"))), ("b", "{"), ("c", json.dumps(run("c"))), ("d", "[]")):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "run.json").write_text(text)
-    (tmp_path / "runs" / "active.json").write_text("{}")
+    (tmp_path / LEASE_PATH).write_text("{}")
     assert [found["run_id"] for found in read_runs(Folder(str(tmp_path)), 10)] == ["a", "c"]
     assert [found["run_id"] for found in read_runs(Folder(str(tmp_path)), 2)] == ["c"]
+    (tmp_path / "runs" / "d" / "run.json").write_text(json.dumps(run("d")))
+    assert [found["run_id"] for found in read_runs(Folder(str(tmp_path)), 2)] == ["c", "d"]  # while another is active
     assert read_runs(Folder(str(tmp_path / "nowhere")), 10) == []
 
 

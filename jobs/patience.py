@@ -1,0 +1,62 @@
+"""How long silence of a server is borne, as of one that is just starting.
+
+Knows clocks only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipeline.errors import IncompleteError
+
+POLL_S = 1.0
+SILENCE_LIMIT_S = 60.0
+"""A head node that starts again takes less."""
+
+Answer = TypeVar("Answer")
+
+
+class Patience:
+    """How long silence is borne; built anew after every answer."""
+
+    def __init__(self) -> None:
+        self._deadline: float | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether there was no silence yet."""
+        return self._deadline is None
+
+    def bear(self, error: IncompleteError) -> None:
+        """Bear silence a while longer.
+
+        Raises:
+            IncompleteError: it has lasted too long.
+        """
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + SILENCE_LIMIT_S
+        elif now > self._deadline:
+            raise error
+
+
+def patiently(ask: Callable[[], Answer], say: Callable[[str], None] = lambda _: None) -> Answer:
+    """Ask until there is an answer: a head node may be starting.
+
+    Args:
+        say: told once that there is none yet, and why.
+
+    Raises:
+        IncompleteError: there is none for a minute.
+    """
+    patience = Patience()
+    while True:
+        try:
+            return ask()
+        except IncompleteError as error:
+            if patience.is_fresh:
+                say(f"{error}; trying again for {SILENCE_LIMIT_S:g} s")
+            patience.bear(error)
+        time.sleep(POLL_S)

@@ -6,6 +6,7 @@ Knows no data. Whatever goes wrong here is a warning: the run is what it is.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import urllib.error
@@ -15,7 +16,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.run_config import NotifyConfig
+from pipeline.run_config import FROM_ENVIRONMENT, NotifyConfig
 
 SAID_CHARS = 300
 """Of what a command that failed printed, at most."""
@@ -60,11 +61,17 @@ def _run(command: str, data: bytes, timeout_s: float) -> str:
     return f"run.notify.command ended with {done.returncode}: {name}" + (f": {said}" if said else "")
 
 
-def _post(address: str, data: bytes, timeout_s: float) -> str:
+def _post(webhook: str, data: bytes, timeout_s: float) -> str:
     """Send the JSON to a web address; return what went wrong, empty for nothing, with the host's name alone.
 
     The rest of an address is often its secret.
     """
+    address = webhook
+    if webhook.startswith(FROM_ENVIRONMENT):
+        name = webhook.removeprefix(FROM_ENVIRONMENT)
+        address = os.environ.get(name, "").strip()
+        if not address.startswith(("http://", "https://")):
+            return f"run.notify.webhook: the environment variable {name} holds no address with http:// or https://"
     host = "an address that cannot be read"
     try:
         host = urlsplit(address).hostname or host

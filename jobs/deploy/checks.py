@@ -14,12 +14,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
+from jobs.deploy.credentials import credential_findings
 from jobs.session import END_LIMIT_S
 from pipeline.deploy_config import DeployConfig, GroupConfig, PodConfig, num_bytes
 from pipeline.errors import ConfigError
 from pipeline.job_config import JobConfig
 from pipeline.run_config import RunConfig
 from pipeline.stopping import seconds_of, time_left
+from pipeline.storage import without_secrets
 
 MIB, GIB = 1 << 20, 1 << 30
 TICKS = 400
@@ -43,7 +45,6 @@ STORE_SHARE = 0.9
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[A-Za-z0-9_][A-Za-z0-9._-]*$")
 _TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(:\d{2})?")
 _PLACE = re.compile(r"(?:[A-Za-z0-9_-]+=)?([A-Za-z0-9+.-]+)://.+", re.DOTALL)
-_HIDDEN = re.compile(r"key|secret|token|password", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def check_deployment(job: JobConfig) -> Checked:
         raise ConfigError("deploy: missing; say at least deploy.image, deploy.inputs, deploy.output, deploy.checkpoint")
     deploy = job.deploy
     checks: tuple[Callable[[JobConfig, DeployConfig], Iterator[str]], ...] = (
-        _request_findings, _credential_findings, _gpu_findings, _memory_findings, _clock_findings, _grace_findings,
+        _request_findings, credential_findings, _gpu_findings, _memory_findings, _clock_findings, _grace_findings,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check(job, deploy)]
     if findings:
@@ -109,22 +110,8 @@ def _request_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
     for key, place in places.items():
         found = _PLACE.fullmatch(place)
         if found is None or found[1] in ("file", "local"):
-            yield f"{key}: {place} lies on one machine, which the pods do not see; name a place such as s3://bucket/.."
-
-
-def _credential_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
-    if (deploy.secret is None) == (not deploy.identity):
-        found = "both are given" if deploy.secret else "neither is given"
-        yield (
-            f"deploy.secret, deploy.identity: {found}; name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
-            " or the annotations that give the service account a role"
-        )
-    hidden = sorted(key for key in job.run.storage_options if _HIDDEN.search(key))
-    if hidden:
-        yield (
-            f"run.storage_options: {', '.join(hidden)} would stand readable in a ConfigMap; put credentials into the"
-            " Secret that deploy.secret names"
-        )
+            shown = without_secrets(place)
+            yield f"{key}: {shown} lies on one machine, which the pods do not see; name a place such as s3://bucket/.."
 
 
 def _gpu_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:

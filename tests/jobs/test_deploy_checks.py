@@ -49,6 +49,8 @@ def test_check_deployment_needs_a_section():
         (["export.clips=ids.txt"], "export.clips.include: ids.txt lies on one machine"),
         (["deploy.secret=null"], "deploy.secret, deploy.identity: neither is given"),
         (["deploy.identity={role: x}"], "deploy.secret, deploy.identity: both are given"),
+        (["deploy.secret=null", "deploy.identity={role: x}", "run.notify.webhook=env:HOOK"],
+         "run.notify.webhook: env:HOOK, but no variable comes into the pods"),
         (["run.storage_options={key: a, secret: b}"], "run.storage_options: key, secret would stand readable"),
         (["run.workers=9"], "run.workers: 9, but deploy.tokenizers gives 1 x 1 = 1 GPUs"),
         (["run.workers=3", "deploy.tokenizers.max=8"], "5 pods would stand idle; say deploy.tokenizers.max: 3"),
@@ -86,6 +88,48 @@ def test_check_deployment_refuses(settings, wanted):
 )
 def test_check_deployment_refuses_a_clock_that_does_not_fit(settings, wanted):
     assert wanted in findings("deploy.start=nightly", *settings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ("run.storage_options={client_kwargs: {aws_secret_access_key: hidden}}",
+         "run.storage_options: client_kwargs.aws_secret_access_key would stand readable"),
+        ("run.storage_options={a: [{headers: {Authorization: hidden}}]}", "a.headers.Authorization would stand"),
+        ("run.storage_options={connection_string: hidden}", "connection_string would stand readable"),
+        ("run.storage_options={endpoint_url: 'https://me:hidden@s3.test'}", "run.storage_options.endpoint_url: its"),
+        ("run.notify.webhook=https://hooks.test/hidden", "and write env:NOTIFY_WEBHOOK"),
+        ("run.notify.webhook=https://hidden@hooks.test", "run.notify.webhook: its address holds a user"),
+        ("run.notify.webhook='https://hooks.test?t=hidden'", "run.notify.webhook: its address holds a user"),
+        ("run.notify.webhook='https://[hidden/'", "and write env:NOTIFY_WEBHOOK"),
+        ("run.notify.command=curl -d @- https://hooks.test/hidden", "run.notify.command: an address with a path"),
+        ("deploy.output=s3://me:hidden@bucket/tokens", "deploy.output: its address holds a user"),
+        ("deploy.inputs=['talk=s3://me:hid/den@bucket/']", "deploy.inputs[0]: its address holds a user"),
+        ("deploy.checkpoint='https://host.test/codec.pt?X-Amz-Signature=hidden'", "deploy.checkpoint: its address"),
+        ("export.clips.include=file://me:hidden@host/ids.txt", "export.clips.include: its address holds a user"),
+        ("deploy.arguments=[--model-config, 's3://me:hidden@bucket/a.json']", "deploy.arguments[1]: its address"),
+    ],
+)  # fmt: skip
+def test_check_deployment_refuses_a_credential_and_does_not_show_it(setting, wanted):
+    text = findings(setting)
+    assert wanted in text
+    assert "hidden" not in text
+    assert "hid/den" not in text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["run.storage_options={endpoint_url: 'https://s3.test/store', s3_additional_kwargs: {SSEKMSKeyId: a}}"],
+        ["run.notify.webhook=http://alerts:9093"],
+        ["run.notify.webhook=env:HOOK"],
+        ["run.notify.webhook=env:HOOK", "deploy.identity={role: x}"],
+        ["run.notify.command=mail -s tokens team@example.org"],
+        ["deploy.inputs=[s3://motion/take@2x/]"],
+    ],
+)
+def test_check_deployment_accepts_what_is_no_credential(settings):
+    check_deployment(load_config(RUN, settings))
 
 
 def test_check_deployment_lets_runs_overlap_where_one_leaves_or_waits():

@@ -107,8 +107,8 @@ def stop(job_id: JobId, address: ServerAddress = None) -> None:
         _print_job(job if job.is_over else server.stop(job_id))
 
 
-def check_command(command: Sequence[str]) -> None:
-    """Read a command line as it will be read on the cluster.
+def check_command(command: Sequence[str]) -> typer.Context:
+    """Read a command line as it will be read on the cluster, and return what was read.
 
     Raises:
         BadParameter: it is none of this program's, or could not be handed in.
@@ -121,7 +121,7 @@ def check_command(command: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
         raise typer.BadParameter(f"{name!r} cannot be handed in; {hint}")
-    commands[name].make_context(f"motion-tokens {name}", list(arguments))
+    return cast(typer.Context, commands[name].make_context(f"motion-tokens {name}", list(arguments)))
 
 
 def _follow(server: JobServer, job_id: str) -> None:

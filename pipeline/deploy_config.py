@@ -71,7 +71,7 @@ class DeployConfig(Section):
     inputs: tuple[str, ...] = Field(min_length=1, description="inputs of the job, as tokenize takes them")
     output: str = Field(min_length=1, description="output of the job")
     checkpoint: str = Field(min_length=1, description="codec of the job")
-    arguments: tuple[str, ...] = Field((), description="more of tokenize's options: [--preset, artalk]")
+    arguments: tuple[str, ...] = Field((), description="options that no key says: [--preset, artalk]")
     overlay: Literal["cpu", "gpu", "autoscaling"] = Field("cpu", description="what the cluster has")
     start: Literal["once", "nightly", "standing"] = Field("once", description="how the job starts")
     namespace: str = Field("motion-tokens", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")

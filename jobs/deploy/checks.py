@@ -15,13 +15,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 
 from jobs.deploy.credentials import credential_findings
+from jobs.deploy.job_command import request_findings
 from jobs.session import END_LIMIT_S
 from pipeline.deploy_config import DeployConfig, GroupConfig, PodConfig, num_bytes
 from pipeline.errors import ConfigError
 from pipeline.job_config import JobConfig
 from pipeline.run_config import RunConfig
 from pipeline.stopping import seconds_of, time_left
-from pipeline.storage import without_secrets
 
 MIB, GIB = 1 << 20, 1 << 30
 TICKS = 400
@@ -44,7 +44,6 @@ STORE_SHARE = 0.9
 
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[A-Za-z0-9_][A-Za-z0-9._-]*$")
 _TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(:\d{2})?")
-_PLACE = re.compile(r"(?:[A-Za-z0-9_-]+=)?([A-Za-z0-9+.-]+)://.+", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,8 @@ def check_deployment(job: JobConfig) -> Checked:
         raise ConfigError("deploy: missing; say at least deploy.image, deploy.inputs, deploy.output, deploy.checkpoint")
     deploy = job.deploy
     checks: tuple[Callable[[JobConfig, DeployConfig], Iterator[str]], ...] = (
-        _request_findings, credential_findings, _gpu_findings, _memory_findings, _clock_findings, _grace_findings,
+        request_findings, _image_findings, credential_findings, _gpu_findings, _memory_findings, _clock_findings,
+        _grace_findings,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check(job, deploy)]
     if findings:
@@ -93,25 +93,9 @@ def store_bytes(pod: PodConfig) -> int:
     return int(num_bytes(pod.shm) * STORE_SHARE)
 
 
-def _request_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
-    if job.run.local:
-        yield "run.local: true, but a cluster runs Ray; leave it out"
+def _image_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
     if not _PINNED.search(deploy.image):
         yield f"deploy.image: {deploy.image} names no version; add a tag other than latest, or better @sha256:.."
-    places = {f"deploy.inputs[{n}]": place for n, place in enumerate(deploy.inputs)}
-    places |= {"deploy.output": deploy.output}
-    if deploy.checkpoint not in ("demo", "demo-arkit"):
-        places |= {"deploy.checkpoint": deploy.checkpoint}
-    lists = {"input.clips": job.input.clips, "export.clips": job.export.clips}
-    for key, clips in lists.items():
-        places |= {f"{key}.{name}": path for name, path in clips.model_dump().items() if path is not None}
-    if job.export.splits.file is not None:
-        places |= {"export.splits.file": job.export.splits.file}
-    for key, place in places.items():
-        found = _PLACE.fullmatch(place)
-        if found is None or found[1] in ("file", "local"):
-            shown = without_secrets(place)
-            yield f"{key}: {shown} lies on one machine, which the pods do not see; name a place such as s3://bucket/.."
 
 
 def _gpu_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:

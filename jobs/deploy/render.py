@@ -15,13 +15,12 @@ from typing import Any
 import yaml
 
 from jobs.deploy.checks import Checked, drain_s, groups, store_bytes
+from jobs.deploy.job_command import NAME, job_command
 from pipeline.deploy_config import DeployConfig, GpuGroupConfig, GroupConfig, PodConfig
 from pipeline.errors import ConfigError
 from pipeline.job_config import JobConfig
 
 TREE = Path(__file__).with_name("kubernetes")
-NAME = "motion-tokens"
-RUN_FILE = "/etc/motion-tokens/run.yaml"
 GPU = "nvidia.com/gpu"
 PREPARING_S = 3600
 """How long a cluster may take to stand, images pulled; beside the time that the job itself has."""
@@ -45,12 +44,6 @@ def render_deployment(checked: Checked, folder: Path) -> None:
         shutil.copytree(TREE / part, folder / part)
     _write(folder / "components" / "values" / "kustomization.yaml", _values(checked))
     _write(folder / "kustomization.yaml", _kustomization(checked.deploy))
-
-
-def job_command(deploy: DeployConfig) -> list[str]:
-    """Return the words of the job's command."""
-    options = ["--config", RUN_FILE, "--checkpoint", deploy.checkpoint, *deploy.arguments]
-    return [NAME, "tokenize", *deploy.inputs, deploy.output, *options]
 
 
 def run_text(job: JobConfig) -> str:

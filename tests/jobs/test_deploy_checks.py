@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from jobs.deploy.checks import check_deployment
@@ -47,6 +49,10 @@ def test_check_deployment_needs_a_section():
         (["deploy.output=/data/tokens"], "deploy.output: /data/tokens lies on one machine"),
         (["deploy.checkpoint=codec.pt"], "deploy.checkpoint: codec.pt lies on one machine"),
         (["export.clips=ids.txt"], "export.clips.include: ids.txt lies on one machine"),
+        (["export.splits={by: file, file: splits.json}"], "export.splits.file: splits.json lies on one machine"),
+        (["run.estimate=plan.json"], "run.estimate: plan.json lies on one machine"),
+        (["deploy.inputs=['memory://motion']"], "lies on one machine"),
+        (["run.address=auto"], "run.address: auto, but the job runs on its own cluster"),
         (["deploy.secret=null"], "deploy.secret, deploy.identity: neither is given"),
         (["deploy.identity={role: x}"], "deploy.secret, deploy.identity: both are given"),
         (["deploy.secret=null", "deploy.identity={role: x}", "run.notify.webhook=env:HOOK"],
@@ -71,6 +77,61 @@ def test_check_deployment_needs_a_section():
 )  # fmt: skip
 def test_check_deployment_refuses(settings, wanted):
     assert wanted in findings(*settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--bogus"], "deploy.arguments: tokenize refuses the command (No such option: --bogus"),
+        (["--workers", "many"], "deploy.arguments: tokenize refuses the command (Invalid value for '--workers'"),
+        (["--preset", "other"], "deploy.arguments: no preset 'other'; there is artalk"),
+        (["--preset"], "deploy.arguments: tokenize refuses the command"),
+        (["--help"], "deploy.arguments: they ask for help"),
+        (["--set", "run.workers=640"], "what --set says; write its keys into the configuration"),
+        (["--local"], "what --local says; leave it out"),
+        (["--address", "auto"], "what --address says; leave it out"),
+        (["--dry-run"], "what --dry-run says; leave it out"),
+        (["s3://other"], "the command has other inputs, output than"),
+        (["--config", "s3://a/run.yaml"], "the command has other config than"),
+        (["-c", "demo-arkit"], "the command has other checkpoint than"),
+        (["--model-config", "codec.json"], "deploy.arguments, --model-config: codec.json lies on one machine"),
+        (["--model-config", "s3://a/codec.json", "--preset", "artalk"], "give one of them"),
+    ],
+)
+def test_check_deployment_reads_the_command_as_the_cluster_will(arguments, wanted):
+    assert wanted in findings(f"deploy.arguments={json.dumps(arguments)}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["--workers", "640"], "run.workers"),
+        (["--deadline", "21:59"], "run.deadline"),
+        (["--max-runtime", "3h"], "run.max_runtime"),
+        (["--log-format", "json"], "run.log_format"),
+        (["--restart"], "run.restart"),
+        (["--format", "parquet"], "export.formats"),
+        (["--stride", "5"], "window.stride"),
+        (["--precision", "float16"], "precision"),
+        (["--batch-size", "4"], "batch_size"),
+        (["--checksum"], "input.checksum"),
+        (["--gate", "off"], "gate"),
+        (["--clips", "s3://a/ids.txt"], "input.clips"),
+        (["--exclude", "s3://a/ids.txt"], "input.clips.exclude"),
+    ],
+)
+def test_check_deployment_names_the_key_in_the_place_of_an_option(arguments, key):
+    text = findings(f"deploy.arguments={json.dumps(arguments)}")
+    assert f"no check would see what {arguments[0]} says; write {key} into the configuration" in text
+
+
+def test_check_deployment_refuses_a_place_that_is_read_as_an_option():
+    assert "deploy.arguments: " in findings("deploy.inputs=['--checkpoint=s3://a', 's3://b', 's3://c']")
+
+
+@pytest.mark.parametrize("arguments", [["--preset", "artalk"], ["--model-config", "s3://a/codec.json"]])
+def test_check_deployment_accepts_options_without_a_key(arguments):
+    check_deployment(load_config(RUN, [f"deploy.arguments={json.dumps(arguments)}"]))
 
 
 @pytest.mark.parametrize(

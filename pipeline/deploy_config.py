@@ -75,7 +75,7 @@ class DeployConfig(Section):
     overlay: Literal["cpu", "gpu", "autoscaling"] = Field("cpu", description="what the cluster has")
     start: Literal["once", "nightly", "standing"] = Field("once", description="how the job starts")
     namespace: str = Field("motion-tokens", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-    schedule: str = Field("0 22 * * *", description="when it starts, as cron writes it")
+    schedule: str = Field("0 22 * * *", description="when it starts: minute, hour, day, month, weekday")
     time_zone: str = Field("Etc/UTC", description="of schedule and run.deadline")
     secret: str | None = Field(None, description="name of the Secret with the keys of the object store")
     identity: dict[str, str] = Field({}, description="or annotations of the service account, for workload identity")

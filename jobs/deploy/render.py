@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from jobs.deploy.checks import Checked, drain_s, groups, store_bytes
+from jobs.deploy.checks import Checked, groups, store_bytes
+from jobs.deploy.clock import drain_s
 from jobs.deploy.job_command import NAME, job_command
 from pipeline.deploy_config import DeployConfig, GpuGroupConfig, GroupConfig, PodConfig
 from pipeline.errors import ConfigError

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
+from itertools import islice
 
 import pytest
+from cronsim import CronSim
 
 from jobs.deploy.checks import check_deployment
+from jobs.deploy.clock import plain_schedule
 from pipeline.errors import ConfigError
 from pipeline.job_config import load_config
 
@@ -137,8 +141,10 @@ def test_check_deployment_accepts_options_without_a_key(arguments):
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        (["deploy.schedule=0 22 * *"], "deploy.schedule: '0 22 * *' is no schedule"),
         (["deploy.time_zone=Mars/North"], "deploy.time_zone: 'Mars/North' is unknown"),
+        (["deploy.time_zone=../tz"], "deploy.time_zone: '../tz' is unknown"),
+        (["run.max_runtime=soon"], "duration 'soon': write 90m"),
+        (["run.max_runtime=23h", "deploy.retries=5"], "with 5 retries may end 138.0 h later, after the next tick"),
         (["run.deadline='2099-01-01T06:00'"], "run.deadline: 2099-01-01T06:00 comes once"),
         (["run.max_runtime=25h"], "run.max_runtime (25h): a run that starts at"),
         (["deploy.schedule=0 */4 * * *"], "after the next tick of deploy.schedule (0 */4 * * *)"),
@@ -191,6 +197,59 @@ def test_check_deployment_refuses_a_credential_and_does_not_show_it(setting, wan
 )
 def test_check_deployment_accepts_what_is_no_credential(settings):
     check_deployment(load_config(RUN, settings))
+
+
+def test_check_deployment_counts_every_try_of_a_run():
+    check_deployment(load_config(RUN, ["deploy.start=nightly", "deploy.retries=2"]))
+    assert "with 3 retries may end 28.0 h later" in findings("deploy.start=nightly", "deploy.retries=3")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wanted"),
+    [
+        ("0 22 * *", "4 fields"),
+        ("0 0 22 * * *", "6 fields"),
+        ("@daily", "1 fields"),
+        ("TZ=UTC 0 22 * * *", "6 fields"),
+        ("0 22 L * *", "day 'l'"),
+        ("0 22 LW * *", "day 'lw'"),
+        ("0 22 * * 1#2", "weekday '1#2'"),
+        ("0 22 * * 5L", "weekday '5l'"),
+        ("0 22 * * 7", "weekday '7': from 0 to 6"),
+        ("0 22 * * fri-7", "weekday 'fri-7': from 0 to 6"),
+        ("60 22 * * *", "minute '60': from 0 to 59"),
+        ("0 24 * * *", "hour '24'"),
+        ("0 22 0 * *", "day '0'"),
+        ("0 22 * 13 *", "month '13'"),
+        ("0 22 * mon *", "month 'mon'"),
+        ("0 22 5-1 * *", "day '5-1' goes backwards"),
+        ("*/0 22 * * *", "minute '*/0'"),
+        ("0 22 1,,2 * *", "day ''"),
+        ("0 22 -1 * *", "day '-1'"),
+        ("0 22 30 2 *", "Bad day-of-month"),
+    ],
+)
+def test_check_deployment_refuses_a_schedule_that_kubernetes_refuses(schedule, wanted):
+    text = findings("deploy.start=nightly", f"deploy.schedule={json.dumps(schedule)}")
+    assert f"deploy.schedule: {schedule!r} is no schedule of Kubernetes ({wanted}" in text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "dates"),
+    [
+        ("0 22 ? * mon-FRI", ["05-01 22", "05-04 22", "05-05 22"]),
+        ("0 22 * JUN SUN", ["06-07 22", "06-14 22", "06-21 22"]),
+        ("0 */12 1 * *", ["05-01 12", "06-01 00", "06-01 12"]),
+        ("0 5-23/9 30 * *", ["05-30 05", "05-30 14", "05-30 23"]),
+        ("0 14/9 30 * *", ["05-30 14", "05-30 23", "06-30 14"]),
+        ("0 22 13 * 5", ["05-01 22", "05-08 22", "05-13 22"]),  # a 13th or a Friday
+        ("0 22 */30 * 0", ["05-01 22", "05-03 22", "05-10 22"]),  # a step is no star: either is enough
+        ("0 22 */1 * 0", ["05-03 22", "05-10 22", "05-17 22"]),
+    ],
+)
+def testplain_schedule_means_what_kubernetes_reads(schedule, dates):
+    ticks = CronSim(plain_schedule(schedule), datetime(2026, 5, 1, 8, tzinfo=UTC))
+    assert [f"{tick:%m-%d %H}" for tick in islice(ticks, 3)] == dates
 
 
 def test_check_deployment_lets_runs_overlap_where_one_leaves_or_waits():

@@ -11,7 +11,7 @@ import queue
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,21 +205,28 @@ class JobServer:
             except queue.Empty:
                 yield ""
 
-    def stop(self, job_id: str) -> JobState:
-        """Ask a job to stop, and return how it ended once it has.
+    def stop(self, job_ids: Collection[str] | None = None) -> list[JobState]:
+        """Ask jobs to stop, and return how they ended once they have.
+
+        Args:
+            job_ids: None: every job, those too that are handed in meanwhile.
 
         Raises:
-            IncompleteError: it has not ended in time, or the job server does not answer.
+            IncompleteError: one has not ended in time, or the job server does not answer.
         """
         deadline = time.monotonic() + STOP_WAIT_S + SILENCE_LIMIT_S
+        asked: set[str] = set()
         while True:
-            with _answering():
-                self._client.stop_job(job_id)  # again and again: a job that is not quite there yet does not hear it
-                job = _state(self._client.get_job_info(job_id))
-            if job.is_over:
-                return job
+            known = [job for job in self.jobs() if job_ids is None or job.job_id in job_ids]
+            running = [job.job_id for job in known if not job.is_over]
+            if not running:
+                return [job for job in known if job.job_id in asked]
             if time.monotonic() > deadline:
-                raise IncompleteError(f"job {job_id} is asked to stop and has not ended: look at its status again")
+                raise IncompleteError(f"asked to stop and not ended: {', '.join(running)}; look at their status again")
+            with _answering():
+                for job_id in running:  # again and again: a job that is not quite there yet does not hear it
+                    self._client.stop_job(job_id)
+            asked.update(running)
             time.sleep(POLL_S)
 
 

@@ -96,15 +96,25 @@ def logs(
             _emit(server.log(job_id))
 
 
-@app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens stop raysubmit_x2yD")
-def stop(job_id: JobId, address: ServerAddress = None) -> None:
-    """Stop a job of a Ray cluster, resumably, and wait until it has ended."""
+@app.command(epilog="[bold]Examples[/bold]\n\n  motion-tokens stop raysubmit_x2yD\n\n  motion-tokens stop --all")
+def stop(
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="What submit printed.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every job that runs, before the cluster goes.")] = False,
+    address: ServerAddress = None,
+) -> None:
+    """Stop a job of a Ray cluster, resumably, and wait until it has ended; or all of them."""
     with reported():
+        if (job_id is None) != everything:
+            raise ConfigError("say which job to stop, by its ID, or --all; motion-tokens status lists them")
         server = JobServer(address)
-        job = server.job(job_id)
-        if job.is_over:
-            console.print(f"job {job_id} was over before", highlight=False)
-        _print_job(job if job.is_over else server.stop(job_id))
+        if job_id is not None:
+            server.job(job_id)
+        stopped = server.stop(None if job_id is None else [job_id])
+        if not stopped:
+            over = f"job {job_id} was over before" if job_id else f"no job runs at {server.address}"
+            console.print(over, highlight=False, soft_wrap=True)
+        for job in stopped or ([server.job(job_id)] if job_id else []):
+            _print_job(job)
 
 
 def check_command(command: Sequence[str]) -> typer.Context:

@@ -88,3 +88,10 @@ def test_submit_where_nothing_answers_can_be_tried_again():
         result = CliRunner().invoke(app, ["submit", "--address", address, "verify", "x"])
     assert result.exit_code == 3
     assert address in "".join(result.output.split())
+
+
+@pytest.mark.parametrize("words", [[], ["raysubmit_x", "--all"]])
+def test_stop_wants_one_job_or_all_of_them(words):
+    ended = CliRunner().invoke(app, ["stop", *words])
+    assert ended.exit_code == 2
+    assert "say which job to stop, by its ID, or --all" in " ".join(ended.output.split())

@@ -143,7 +143,7 @@ def _replicas(at: str, group: GroupConfig, deploy: DeployConfig) -> list[Patch]:
 
 
 def _pod(at: str, pod: PodConfig, deploy: DeployConfig) -> list[Patch]:
-    """Return the patch of one pod template: resources, shared memory, nodes, grace, credentials."""
+    """Return the patch of one pod template: resources, shared memory, nodes, grace, labels, credentials."""
     spec = f"{at}/template/spec"
     resources = {"cpu": str(pod.cpus), "memory": pod.memory}
     if isinstance(pod, GpuGroupConfig):
@@ -157,6 +157,9 @@ def _pod(at: str, pod: PodConfig, deploy: DeployConfig) -> list[Patch]:
     ]
     if pod.node_selector:
         patch.append(_set(f"{spec}/nodeSelector", pod.node_selector))
+    patch += [
+        _set(f"{at}/template/metadata/labels/{key.replace('/', '~1')}", deploy.labels[key]) for key in deploy.labels
+    ]
     credentials = f"{spec}/containers/0/envFrom/1"
     patch.append(_is(f"{credentials}/secretRef/name", f"{NAME}-s3"))
     if deploy.secret is None:

@@ -247,9 +247,23 @@ def test_check_deployment_refuses_a_schedule_that_kubernetes_refuses(schedule, w
         ("0 22 */1 * 0", ["05-03 22", "05-10 22", "05-17 22"]),
     ],
 )
-def testplain_schedule_means_what_kubernetes_reads(schedule, dates):
+def test_plain_schedule_means_what_kubernetes_reads(schedule, dates):
     ticks = CronSim(plain_schedule(schedule), datetime(2026, 5, 1, 8, tzinfo=UTC))
     assert [f"{tick:%m-%d %H}" for tick in islice(ticks, 3)] == dates
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "deploy.secret=motion.s3-keys",
+        "deploy.image=localhost:5000/lab/motion_tokens:v0.1.0-cpu",
+        "deploy.image=motion@sha256:" + "0123456789abcdef" * 4,
+        "deploy.tokenizers.node_selector={cloud.example/gke-accelerator: nvidia-h100, spot: ''}",
+        'deploy.labels={azure.workload.identity/use: "true"}',
+    ],
+)
+def test_check_deployment_accepts_names_of_kubernetes(setting):
+    check_deployment(load_config(RUN, [setting]))
 
 
 def test_check_deployment_lets_runs_overlap_where_one_leaves_or_waits():
@@ -277,6 +291,17 @@ def test_load_config_offers_the_nearest_key_of_the_cluster():
         ("deploy.readers.shm=64Gi", "must lie below memory"),
         ("deploy.readers.min=3", r"min \(3\) lies above max \(1\)"),
         ("deploy.image=null", "deploy.image"),
+        ("deploy.image=Motion Tokens:1", "deploy.image: write registry.example/name:version"),
+        ("deploy.image=registry.test/Lab/motion:1", "deploy.image: write registry.example/name:version"),
+        ("deploy.secret=Bad_Name!", r"deploy.secret: write lower-case letters, .* \(found 'Bad_Name!'\)"),
+        ("deploy.secret=a..b", "deploy.secret: write lower-case letters"),
+        ("deploy.secret=-a", "deploy.secret: write lower-case letters"),
+        ("deploy.namespace=a.b", "deploy.namespace: write lower-case letters"),
+        ("deploy.readers.node_selector={a b: c}", "deploy.readers.node_selector.* write NAME or domain.example/NAME"),
+        ("deploy.readers.node_selector={a: c d}", "deploy.readers.node_selector.a: write letters"),
+        ("deploy.identity={a/b/c: x}", "deploy.identity.* write NAME or domain.example/NAME"),
+        ("deploy.labels={a: -b}", "deploy.labels.a: write letters"),
+        ("deploy.labels={ray.io/cluster: x}", "deploy.labels: ray.io/cluster: the manifests and KubeRay set these"),
     ],
 )
 def test_load_config_refuses_a_wrong_value_of_the_cluster(setting, wanted):

@@ -303,6 +303,15 @@ def test_render_gives_the_service_account_a_role_instead_of_keys(filled):
         assert environment == [{"configMapRef": {"name": "motion-tokens-environment"}}]
 
 
+def test_render_labels_the_pods_of_ray(filled, validate):
+    resources = filled("deploy.overlay=gpu", 'deploy.labels={azure.workload.identity/use: "true"}')
+    validate(list(resources.values()))
+    cluster = cluster_of(resources["RayJob"])
+    for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        labels = part["template"]["metadata"]["labels"]
+        assert labels == {"app.kubernetes.io/name": "motion-tokens", "azure.workload.identity/use": "true"}
+
+
 def test_render_pins_an_image_by_its_digest(filled):
     digest = "sha256:" + "0123456789abcdef" * 4
     job = filled("deploy.overlay=gpu", f"deploy.image=registry.test/motion@{digest}")["RayJob"]

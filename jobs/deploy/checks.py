@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from jobs.deploy.clock import clock_findings, drain_s, longest_s
+from jobs.deploy.clock import clock_findings, longest_s
 from jobs.deploy.credentials import credential_findings
+from jobs.deploy.grace import grace_findings
 from jobs.deploy.job_command import request_findings
-from jobs.session import END_LIMIT_S
 from pipeline.deploy_config import DeployConfig, GroupConfig, PodConfig, num_bytes
 from pipeline.errors import ConfigError
 from pipeline.job_config import JobConfig
@@ -55,7 +55,7 @@ def check_deployment(job: JobConfig) -> Checked:
     deploy = job.deploy
     checks: tuple[Callable[[JobConfig, DeployConfig], Iterator[str]], ...] = (
         request_findings, _image_findings, credential_findings, _gpu_findings, _memory_findings, clock_findings,
-        _grace_findings,
+        grace_findings,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check(job, deploy)]
     if findings:
@@ -168,14 +168,6 @@ def _unit_bytes(job: JobConfig) -> int:
     stride = window.stride or (50 if window.preset else 100)
     grids = 1 + (window.phases if window.phases is not None else int(window.preset is not None))
     return max(job.units.bytes, job.units.bytes // (FRAME_BYTES * stride) * grids * WINDOW_BYTES)
-
-
-def _grace_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
-    if deploy.grace_s < drain_s(job):
-        yield (
-            f"deploy.grace_s: {deploy.grace_s}, but a stopped job drains for run.grace_s ({job.run.grace_s:g} s) and"
-            f" may need {END_LIMIT_S:g} s more to end; say at least {drain_s(job):.0f}"
-        )
 
 
 def _shown(size: float) -> str:

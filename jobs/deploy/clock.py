@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
-from jobs.session import END_LIMIT_S
+from jobs.deploy.grace import drain_s
 from pipeline.deploy_config import DeployConfig
 from pipeline.errors import ConfigError
 from pipeline.job_config import JobConfig
@@ -23,7 +23,6 @@ TICKS = 400
 """So many ticks of a schedule are looked at: more than a year of nights."""
 SHORTEST_RUN_S = 600.0
 """Starting a cluster takes minutes: a run that may last less does little else."""
-STOP_MARGIN_S = 5.0
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -33,11 +32,6 @@ _FIELDS: tuple[tuple[str, int, int, Sequence[str]], ...] = (
 )  # fmt: skip
 _TERM = re.compile(r"(?:[*?]|([a-z]+|\d+)(?:-([a-z]+|\d+))?)(?:/(\d+))?", re.ASCII)
 _TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(:\d{2})?")
-
-
-def drain_s(job: JobConfig) -> float:
-    """Return how long a stopped job may take to its end, seconds."""
-    return job.run.grace_s + END_LIMIT_S + STOP_MARGIN_S
 
 
 def longest_s(job: JobConfig, deploy: DeployConfig) -> float | None:

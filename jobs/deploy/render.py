@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from jobs.deploy.checks import Checked, groups, store_bytes
-from jobs.deploy.clock import drain_s
+from jobs.deploy.grace import drain_s, node_drain_s
 from jobs.deploy.job_command import NAME, job_command
 from pipeline.deploy_config import DeployConfig, GpuGroupConfig, GroupConfig, PodConfig
 from pipeline.errors import ConfigError
@@ -93,7 +93,11 @@ def _values(checked: Checked) -> dict[str, Any]:
         ray_job.append(_set("/spec/activeDeadlineSeconds", int(checked.longest_s) + PREPARING_S))
     clock = [_set("/spec/schedule", deploy.schedule), _set("/spec/timeZone", deploy.time_zone)]
     at_submit = "/spec/jobTemplate/spec/template/spec/containers/0"
-    environment = {"TZ": deploy.time_zone, "RAY_JOB_STOP_WAIT_TIME_S": str(int(drain_s(job)) + 1)}
+    environment = {
+        "TZ": deploy.time_zone,
+        "RAY_JOB_STOP_WAIT_TIME_S": str(int(drain_s(job)) + 1),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(node_drain_s(deploy)),
+    }
     patches = {
         ("ConfigMap", f"{NAME}-run"): [_set("/data/run.yaml", run_text(job))],
         ("ConfigMap", f"{NAME}-environment"): [_set(f"/data/{key}", value) for key, value in environment.items()],

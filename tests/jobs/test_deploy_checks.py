@@ -75,7 +75,9 @@ def test_check_deployment_needs_a_section():
         (["run.workers=64", "deploy.tokenizers={max: 8, gpus: 8}", "deploy.readers.shm=4Gi",
           "deploy.tokenizers.shm=4Gi"], "deploy.readers.shm: the object stores of all pods hold"),
         (["deploy.head.memory=4Gi"], "deploy.head.memory: 4Gi, but the job's own process and Ray's take"),
-        (["run.grace_s=60"], "deploy.grace_s: 60, but a stopped job drains for run.grace_s (60 s)"),
+        (["run.grace_s=60"], "which drains for run.grace_s (60 s)"),
+        (["run.grace_s=0", "deploy.grace_s=25"], "deploy.grace_s: 25, but 10 s pass until the head's hook"),
+        (["run.grace_s=0", "deploy.grace_s=39"], "say at least 40"),
         (["run.deadline='06:00'", "deploy.retries=2"], "deploy.retries: 2, but a run that run.deadline (06:00) stops"),
     ],
 )  # fmt: skip

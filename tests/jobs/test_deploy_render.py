@@ -220,6 +220,7 @@ def test_overlays_stop_the_job_before_the_head_ends(tree):
     assert (program, name) == ("motion-tokens", "stop")
     read = check_own_command(name, options)
     assert read["everything"] is True
+    assert head["env"] == [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "0"}]  # the hook has drained it
     assert read["address"] == "http://127.0.0.1:8265"
     assert {"containerPort": 8265, "name": "dashboard"} in head["ports"]
     for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):

@@ -6,6 +6,7 @@ Knows no data. Whatever goes wrong here is a warning: the run is what it is.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import urllib.error
@@ -16,7 +17,7 @@ from subprocess import DEVNULL
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.run_config import NotifyConfig
+from pipeline.run_config import FROM_ENVIRONMENT, NotifyConfig
 
 
 def notify(config: NotifyConfig, outcome: Mapping[str, Any]) -> list[str]:
@@ -57,11 +58,17 @@ def _run(command: str, data: bytes, timeout_s: float) -> str:
     return f"run.notify.command ended with {done.returncode}: {name}; to see why, give it a line of JSON by hand"
 
 
-def _post(address: str, data: bytes, timeout_s: float) -> str:
+def _post(webhook: str, data: bytes, timeout_s: float) -> str:
     """Send the JSON to a web address; return what went wrong, empty for nothing, with the host's name alone.
 
     The rest of an address is often its secret.
     """
+    address = webhook
+    if webhook.startswith(FROM_ENVIRONMENT):
+        name = webhook.removeprefix(FROM_ENVIRONMENT)
+        address = os.environ.get(name, "").strip()
+        if not address.startswith(("http://", "https://")):
+            return f"run.notify.webhook: the environment variable {name} holds no address with http:// or https://"
     host = "an address that cannot be read"
     try:
         host = urlsplit(address).hostname or host

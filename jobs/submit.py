@@ -13,10 +13,11 @@ import secrets
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,29 +244,35 @@ class JobServer:
             except queue.Empty:
                 yield ""
 
-    def stop(self, job_id: str, say: Callable[[str], None] = lambda _: None) -> JobState:
-        """Ask a job to stop, and return how it ended once it has.
+    def stop(
+        self, job_ids: Collection[str] | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> list[JobState]:
+        """Ask jobs to stop, and return how they ended once they have.
 
         Args:
+            job_ids: None: every job, those too that are handed in meanwhile.
             say: told once of each time that the job server is silent.
 
         Raises:
-            IncompleteError: it has not ended in time, or the job server has not answered for a minute.
+            IncompleteError: one has not ended in time, or the job server has not answered for a minute.
         """
-
-        def ask() -> JobState:
-            with _answering(f"the job server at {self.address} is silent", f"job {job_id} may still run"):
-                self._client.stop_job(job_id)  # again and again: a job that is not quite there yet does not hear it
-                return _state(self._client.get_job_info(job_id))
-
         deadline = time.monotonic() + STOP_WAIT_S + SILENCE_LIMIT_S
+        asked: set[str] = set()
         while True:
-            job = patiently(ask, say)
-            if job.is_over:
-                return job
+            known = [job for job in patiently(self.jobs, say) if job_ids is None or job.job_id in job_ids]
+            running = [job.job_id for job in known if not job.is_over]
+            if not running:
+                return [job for job in known if job.job_id in asked]
             if time.monotonic() > deadline:
-                raise IncompleteError(f"job {job_id} is asked to stop and has not ended: look at its status again")
+                raise IncompleteError(f"asked to stop and not ended: {', '.join(running)}; look at their status again")
+            patiently(partial(self._ask_to_stop, running), say)
+            asked.update(running)
             time.sleep(POLL_S)
+
+    def _ask_to_stop(self, job_ids: Sequence[str]) -> None:
+        with _answering(f"the job server at {self.address} is silent", f"{', '.join(job_ids)} may still run"):
+            for job_id in job_ids:  # again and again: a job that is not quite there yet does not hear it
+                self._client.stop_job(job_id)
 
 
 def new_job_id() -> str:

@@ -112,19 +112,31 @@ def logs(
             _emit(server.log(job_id))
 
 
-@app.command(epilog="[bold]Example[/bold]\n\n  motion-tokens stop job-20261123-194114-5f0c12ab")
-def stop(job_id: JobId, address: ServerAddress = None) -> None:
-    """Stop a job of a Ray cluster, resumably, and wait until it has ended."""
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n  motion-tokens stop job-20261123-194114-5f0c12ab\n\n  motion-tokens stop --all"
+)
+def stop(
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="What submit printed.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every job that runs, before the cluster goes.")] = False,
+    address: ServerAddress = None,
+) -> None:
+    """Stop a job of a Ray cluster, resumably, and wait until it has ended; or all of them."""
     with reported():
+        if (job_id is None) != everything:
+            raise ConfigError("say which job to stop, by its ID, or --all; motion-tokens status lists them")
         server = patiently(lambda: JobServer(address), _say)
-        job = patiently(lambda: server.job(job_id), _say)
-        if job.is_over:
-            console.print(f"job {job_id} was over before", highlight=False)
-        _print_job(job if job.is_over else server.stop(job_id, _say))
+        if job_id is not None:
+            patiently(lambda: server.job(job_id), _say)
+        stopped = server.stop(None if job_id is None else [job_id], _say)
+        if not stopped:
+            over = f"job {job_id} was over before" if job_id else f"no job runs at {server.address}"
+            console.print(over, highlight=False, soft_wrap=True)
+        for job in stopped or ([server.job(job_id)] if job_id else []):
+            _print_job(job)
 
 
-def check_command(command: Sequence[str]) -> None:
-    """Read a command line as it will be read on the cluster.
+def check_command(command: Sequence[str]) -> typer.Context:
+    """Read a command line as it will be read on the cluster, and return what was read.
 
     Raises:
         BadParameter: it is none of this program's, or could not be handed in.
@@ -137,7 +149,7 @@ def check_command(command: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
         raise typer.BadParameter(f"{name!r} cannot be handed in; {hint}")
-    commands[name].make_context(f"motion-tokens {name}", list(arguments))
+    return cast(typer.Context, commands[name].make_context(f"motion-tokens {name}", list(arguments)))
 
 
 def _follow(server: JobServer, job_id: str) -> None:

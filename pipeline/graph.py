@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_text, units_to_text
 from pipeline.errors import IncompleteError, MotionTokensError, ResourcesError
@@ -57,8 +58,7 @@ CRASH_RETRIES = 2
 """Tries of a task after its process died; then its units are left to be looked at one by one."""
 _END = object()
 
-RemoteHub: Any = ray.remote(num_cpus=0)(JobHub)
-"""The hub as an actor, one a graph."""
+_RemoteHub: Any = ray.remote(num_cpus=0)(JobHub)
 
 
 def tokenize_with_ray(
@@ -68,7 +68,7 @@ def tokenize_with_ray(
     if not runs:
         return
     configure_ray_data(GPU_READ_AHEAD if stages.gpus_per_actor else READ_AHEAD)
-    hub = RemoteHub.remote(stages.codec)
+    hub = start_hub(stages.codec)
     rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
     one_row = {"batch_size": 1, "batch_format": "pyarrow"}
 
@@ -98,6 +98,12 @@ def tokenize_with_ray(
         if found is error:
             raise  # `from` would make it the cause of itself
         raise found from error
+
+
+def start_hub(weights: bytes) -> Any:
+    """Return the hub of one graph, an actor on the driver's own node: any other may be lost, and the job goes on."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return _RemoteHub.options(scheduling_strategy=here).remote(weights)
 
 
 def _actor_pool(stages: TokenizeStages) -> ActorPoolStrategy:

@@ -17,19 +17,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+FROM_ENVIRONMENT = "env:"
+"""Begins a value that stands in an environment variable, which it names."""
+
+
 class NotifyConfig(Section):
     """Who is told when a run has ended, and of what."""
 
     command: str | None = Field(None, min_length=1, description="program with arguments; reads JSON from its input")
-    webhook: str | None = Field(None, description="http(s) address that gets the JSON by POST")
+    webhook: str | None = Field(None, description="http(s) address that gets the JSON by POST, or env:NAME")
     when: Literal["always", "failure"] = Field("always", description="failure: unless the exit code is 0")
     timeout_s: float = Field(10.0, gt=0, description="how long each may take")
 
     @field_validator("webhook")
     @classmethod
     def _is_http(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("write an address that begins with http:// or https://")
+        if value is not None and not re.match(rf"https?://|{FROM_ENVIRONMENT}[A-Za-z_]\w*\Z", value):
+            raise ValueError(
+                "write an address that begins with http:// or https://, or env:NAME for the environment variable NAME"
+                " that holds it"
+            )
         return value
 
 

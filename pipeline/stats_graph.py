@@ -13,7 +13,7 @@ import ray
 from ray.data import TaskPoolStrategy
 
 from pipeline.blocks import units_from_text, units_to_text
-from pipeline.graph import CRASH_RETRIES, RemoteHub, configure_ray_data, own_error, rows_of, told
+from pipeline.graph import CRASH_RETRIES, configure_ray_data, own_error, rows_of, start_hub, told
 from pipeline.plan import Unit
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 
@@ -25,7 +25,7 @@ def measure_with_ray(
     if not runs:
         return
     configure_ray_data()
-    hub = RemoteHub.remote(b"")
+    hub = start_hub(b"")
     rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
     measured = rows.map_batches(
         _MeasureTask(measurer, hub),

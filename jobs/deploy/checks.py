@@ -8,26 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice, pairwise
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from cronsim import CronSim, CronSimError
-
-from jobs.session import END_LIMIT_S
+from jobs.deploy.clock import clock_findings, longest_s
+from jobs.deploy.credentials import credential_findings
+from jobs.deploy.grace import grace_findings
+from jobs.deploy.job_command import request_findings
 from pipeline.deploy_config import DeployConfig, GroupConfig, PodConfig, num_bytes
 from pipeline.errors import ConfigError
 from pipeline.job_config import JobConfig
 from pipeline.run_config import RunConfig
-from pipeline.stopping import seconds_of, time_left
 
 MIB, GIB = 1 << 20, 1 << 30
-TICKS = 400
-"""So many ticks of a schedule are looked at: more than a year of nights."""
-SHORTEST_RUN_S = 600.0
-"""Starting a cluster takes minutes: a run that may last less does little else."""
-STOP_MARGIN_S = 5.0
-
 READS_PER_CPU = 2  # a read task reserves half a CPU
 TASK_BYTES = 384 * MIB
 TASK_BYTES_PER_UNIT_BYTE = 2.5  # 643 MiB were measured with units of 128 MiB, kept between tasks: docs/benchmarks.md
@@ -41,9 +32,6 @@ STORE_SHARE = 0.9
 """Of /dev/shm: what the object store may take, and of the store: what units may fill."""
 
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[A-Za-z0-9_][A-Za-z0-9._-]*$")
-_TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(:\d{2})?")
-_PLACE = re.compile(r"(?:[A-Za-z0-9_-]+=)?([A-Za-z0-9+.-]+)://.+", re.DOTALL)
-_HIDDEN = re.compile(r"key|secret|token|password", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,19 +54,15 @@ def check_deployment(job: JobConfig) -> Checked:
         raise ConfigError("deploy: missing; say at least deploy.image, deploy.inputs, deploy.output, deploy.checkpoint")
     deploy = job.deploy
     checks: tuple[Callable[[JobConfig, DeployConfig], Iterator[str]], ...] = (
-        _request_findings, _credential_findings, _gpu_findings, _memory_findings, _clock_findings, _grace_findings,
+        request_findings, _image_findings, credential_findings, _gpu_findings, _memory_findings, clock_findings,
+        grace_findings,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check(job, deploy)]
     if findings:
         raise ConfigError(
             "the job and its cluster do not fit together:\n" + "\n".join(f"- {line}" for line in findings)
         )
-    return Checked(job, deploy, _longest_s(job, deploy))
-
-
-def drain_s(job: JobConfig) -> float:
-    """Return how long a stopped job may take to its end, seconds."""
-    return job.run.grace_s + END_LIMIT_S + STOP_MARGIN_S
+    return Checked(job, deploy, longest_s(job, deploy))
 
 
 def groups(deploy: DeployConfig) -> dict[str, GroupConfig]:
@@ -92,39 +76,9 @@ def store_bytes(pod: PodConfig) -> int:
     return int(num_bytes(pod.shm) * STORE_SHARE)
 
 
-def _request_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
-    if job.run.local:
-        yield "run.local: true, but a cluster runs Ray; leave it out"
+def _image_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
     if not _PINNED.search(deploy.image):
         yield f"deploy.image: {deploy.image} names no version; add a tag other than latest, or better @sha256:.."
-    places = {f"deploy.inputs[{n}]": place for n, place in enumerate(deploy.inputs)}
-    places |= {"deploy.output": deploy.output}
-    if deploy.checkpoint not in ("demo", "demo-arkit"):
-        places |= {"deploy.checkpoint": deploy.checkpoint}
-    lists = {"input.clips": job.input.clips, "export.clips": job.export.clips}
-    for key, clips in lists.items():
-        places |= {f"{key}.{name}": path for name, path in clips.model_dump().items() if path is not None}
-    if job.export.splits.file is not None:
-        places |= {"export.splits.file": job.export.splits.file}
-    for key, place in places.items():
-        found = _PLACE.fullmatch(place)
-        if found is None or found[1] in ("file", "local"):
-            yield f"{key}: {place} lies on one machine, which the pods do not see; name a place such as s3://bucket/.."
-
-
-def _credential_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
-    if (deploy.secret is None) == (not deploy.identity):
-        found = "both are given" if deploy.secret else "neither is given"
-        yield (
-            f"deploy.secret, deploy.identity: {found}; name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
-            " or the annotations that give the service account a role"
-        )
-    hidden = sorted(key for key in job.run.storage_options if _HIDDEN.search(key))
-    if hidden:
-        yield (
-            f"run.storage_options: {', '.join(hidden)} would stand readable in a ConfigMap; put credentials into the"
-            " Secret that deploy.secret names"
-        )
 
 
 def _gpu_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
@@ -214,82 +168,6 @@ def _unit_bytes(job: JobConfig) -> int:
     stride = window.stride or (50 if window.preset else 100)
     grids = 1 + (window.phases if window.phases is not None else int(window.preset is not None))
     return max(job.units.bytes, job.units.bytes // (FRAME_BYTES * stride) * grids * WINDOW_BYTES)
-
-
-def _clock_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
-    run = job.run
-    if run.deadline is not None and deploy.retries:
-        yield (
-            f"deploy.retries: {deploy.retries}, but a run that run.deadline ({run.deadline}) stops would be tried again"
-            " until that time of the next day; say 0"
-        )
-    if deploy.start == "once":
-        return
-    if run.deadline is not None and not _TIME_OF_DAY.fullmatch(run.deadline.strip()):
-        yield f"run.deadline: {run.deadline} comes once, but deploy.schedule starts again; write a time of day: 06:00"
-        return
-    try:
-        spans = list(_spans(job, deploy))
-    except CronSimError as error:
-        yield f"deploy.schedule: {deploy.schedule!r} is no schedule ({error}); write five fields such as 0 22 * * *"
-        return
-    except ZoneInfoNotFoundError:
-        yield f"deploy.time_zone: {deploy.time_zone!r} is unknown; write one such as Europe/Berlin"
-        return
-    limits = f"run.deadline ({run.deadline})" if run.deadline else f"run.max_runtime ({run.max_runtime})"
-    for start, following, lasts_s in spans:
-        if lasts_s is None:
-            if deploy.start == "nightly" and run.when_active != "leave":
-                yield (
-                    "run.deadline: missing, and run.max_runtime too; a run could still be active at the next tick of"
-                    " deploy.schedule, and two clusters would stand; set one of them, or run.when_active: leave"
-                )
-            return
-        if lasts_s - drain_s(job) < SHORTEST_RUN_S:
-            yield (
-                f"{limits}: leaves {(lasts_s - drain_s(job)) / 60:.0f} min to the run that deploy.schedule"
-                f" ({deploy.schedule}) starts at {start:%a %H:%M}; leave it {SHORTEST_RUN_S / 60:.0f} min at least"
-            )
-            return
-        if lasts_s >= (following - start).total_seconds():
-            yield (
-                f"{limits}: a run that starts at {start:%a %H:%M} may end {lasts_s / 3600:.1f} h later, after the"
-                f" next tick of deploy.schedule ({deploy.schedule}) at {following:%a %H:%M}; stop earlier, or"
-                " start less often"
-            )
-            return
-
-
-def _grace_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
-    if deploy.grace_s < drain_s(job):
-        yield (
-            f"deploy.grace_s: {deploy.grace_s}, but a stopped job drains for run.grace_s ({job.run.grace_s:g} s) and"
-            f" may need {END_LIMIT_S:g} s more to end; say at least {drain_s(job):.0f}"
-        )
-
-
-def _spans(job: JobConfig, deploy: DeployConfig) -> Iterator[tuple[datetime, datetime, float | None]]:
-    """Yield start, next start, and how long the run may last, seconds, of the ticks to come.
-
-    Raises:
-        CronSimError: the schedule is none.
-        ZoneInfoNotFoundError: the time zone is unknown.
-    """
-    now = datetime.now(ZoneInfo(deploy.time_zone))
-    for start, following in pairwise(islice(CronSim(deploy.schedule, now), TICKS)):
-        yield start, following, _lasts_s(job, start)
-
-
-def _lasts_s(job: JobConfig, start: datetime) -> float | None:
-    """Return the seconds from a start to the end of its drain, None where nothing limits it."""
-    left_s = time_left(job.run.deadline, job.run.max_runtime, start)
-    return None if left_s is None else left_s + drain_s(job)
-
-
-def _longest_s(job: JobConfig, deploy: DeployConfig) -> float | None:
-    if deploy.start == "once":
-        return None if job.run.max_runtime is None else seconds_of(job.run.max_runtime) + drain_s(job)
-    return max((lasts_s for *_, lasts_s in _spans(job, deploy) if lasts_s is not None), default=None)
 
 
 def _shown(size: float) -> str:

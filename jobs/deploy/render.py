@@ -14,15 +14,15 @@ from typing import Any
 
 import yaml
 
-from jobs.deploy.checks import Checked, drain_s, groups, store_bytes
+from jobs.deploy.checks import Checked, groups, store_bytes
+from jobs.deploy.grace import drain_s, node_drain_s
+from jobs.deploy.job_command import NAME, job_command
 from jobs.ray_environment import RAY_ENVIRONMENT
 from pipeline.deploy_config import DeployConfig, GpuGroupConfig, GroupConfig, PodConfig
 from pipeline.errors import ConfigError
 from pipeline.job_config import JobConfig
 
 TREE = Path(__file__).with_name("kubernetes")
-NAME = "motion-tokens"
-RUN_FILE = "/etc/motion-tokens/run.yaml"
 GPU = "nvidia.com/gpu"
 JOB_NAME = "JOB_NAME"
 """Variable of the CronJob's pod, which Kubernetes fills into its arguments: equal for all pods of a night."""
@@ -48,12 +48,6 @@ def render_deployment(checked: Checked, folder: Path) -> None:
         shutil.copytree(TREE / part, folder / part)
     _write(folder / "components" / "values" / "kustomization.yaml", _values(checked))
     _write(folder / "kustomization.yaml", _kustomization(checked.deploy))
-
-
-def job_command(deploy: DeployConfig) -> list[str]:
-    """Return the words of the job's command."""
-    options = ["--config", RUN_FILE, "--checkpoint", deploy.checkpoint, *deploy.arguments]
-    return [NAME, "tokenize", *deploy.inputs, deploy.output, *options]
 
 
 def run_text(job: JobConfig) -> str:
@@ -106,6 +100,7 @@ def _values(checked: Checked) -> dict[str, Any]:
     environment = RAY_ENVIRONMENT | {
         "TZ": deploy.time_zone,
         "RAY_JOB_STOP_WAIT_TIME_S": str(int(drain_s(job)) + 1),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(node_drain_s(deploy)),
     }
     patches = {
         ("ConfigMap", f"{NAME}-run"): [_set("/data/run.yaml", run_text(job))],
@@ -157,7 +152,7 @@ def _replicas(at: str, group: GroupConfig, deploy: DeployConfig) -> list[Patch]:
 
 
 def _pod(at: str, pod: PodConfig, deploy: DeployConfig) -> list[Patch]:
-    """Return the patch of one pod template: resources, shared memory, nodes, grace, credentials."""
+    """Return the patch of one pod template: resources, shared memory, nodes, grace, labels, credentials."""
     spec = f"{at}/template/spec"
     resources = {"cpu": str(pod.cpus), "memory": pod.memory}
     if isinstance(pod, GpuGroupConfig):
@@ -171,6 +166,9 @@ def _pod(at: str, pod: PodConfig, deploy: DeployConfig) -> list[Patch]:
     ]
     if pod.node_selector:
         patch.append(_set(f"{spec}/nodeSelector", pod.node_selector))
+    patch += [
+        _set(f"{at}/template/metadata/labels/{key.replace('/', '~1')}", deploy.labels[key]) for key in deploy.labels
+    ]
     credentials = f"{spec}/containers/0/envFrom/1"
     patch.append(_is(f"{credentials}/secretRef/name", f"{NAME}-s3"))
     if deploy.secret is None:

@@ -46,12 +46,16 @@ class RayNodes:
     Args:
         host: of the head.
         environment: what all nodes, and so all jobs, find beside this process's environment.
+        of_head: what the head finds besides.
     """
 
-    def __init__(self, host: Host = HERE, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, host: Host = HERE, environment: dict[str, str] | None = None, of_head: dict[str, str] | None = None
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="mt-", dir="/tmp"))  # sockets want a short path
         (self._folder / "token").write_text(secrets.token_hex(32))
         self._host, self._workers = host, list[subprocess.Popen[bytes]]()
+        self._ending: list[subprocess.Popen[bytes]] = []
         self._gcs_port, self._http_port, self._metrics_port, client_port = _free_ports(4)
         self._client = {**os.environ, **self._secret(), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
         self._client["RAY_metrics_report_interval_ms"] = "1000"  # so that short jobs are seen
@@ -67,7 +71,7 @@ class RayNodes:
         options += ["--include-dashboard", "true", "--dashboard-host", host.address]
         options += ["--dashboard-port", str(self._http_port), "--ray-client-server-port", str(client_port)]
         options += ["--metrics-export-port", str(self._metrics_port)]
-        self._head = self._start(host, options)
+        self._head = self._start(host, options, of_head)
         deadline = time.monotonic() + START_LIMIT_S
         while self._num_alive() < 1:
             if self._head.poll() is not None or time.monotonic() > deadline:
@@ -115,6 +119,13 @@ class RayNodes:
         """End a worker node and all that runs on it with SIGKILL, as a machine is lost."""
         _kill_tree(self._workers.pop(index))
 
+    def terminate(self, index: int | None = None) -> subprocess.Popen[bytes]:
+        """Send a worker node, or the head, SIGTERM as Kubernetes does; return its process, which ends after that."""
+        node = self._head if index is None else self._workers.pop(index)
+        node.terminate()
+        self._ending.append(node)
+        return node
+
     def hosting(self, name: str) -> list[list[psutil.Process]]:
         """Return the processes whose name begins so, for each worker node."""
         return [[child for child in _descendants(node.pid) if _name(child).startswith(name)] for node in self._workers]
@@ -134,14 +145,16 @@ class RayNodes:
 
     def close(self) -> None:
         """End everything and remove what it left."""
-        for process in [*self._workers, self._head]:
+        for process in [*self._ending, *self._workers, self._head]:
             _kill_tree(process)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _secret(self) -> dict[str, str]:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._folder / "token")}
 
-    def _start(self, host: Host, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    def _start(
+        self, host: Host, options: Sequence[str], besides: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         ports = _free_ports(2)
         command = [*host.prefix, str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
         command += ["--node-ip-address", host.address, "--object-store-memory", str(STORE_BYTES)]
@@ -149,7 +162,12 @@ class RayNodes:
             command += [f"--{name}-port", str(port)]
         with (self._folder / "nodes.log").open("ab") as log:
             return subprocess.Popen(
-                command, env=self._nodes, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                env={**self._nodes, **(besides or {})},
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     def _log(self) -> str:

@@ -16,7 +16,7 @@ import ray
 from jobs.session import open_session, stop_behind
 from pipeline.errors import ResourcesError
 from pipeline.execution import JobRecord, TokenizeProgress
-from pipeline.graph import RemoteHub, _Watch
+from pipeline.graph import _Watch, start_hub
 from pipeline.job_config import load_config
 from pipeline.observer import JobObserver
 from pipeline.stopping import StopSwitch
@@ -79,7 +79,7 @@ def test_a_cluster_without_gpus_computes_on_its_cpus(ray_local):
 
 def hub_and_watch(observer, wait_for_resources_s):
     """A hub, and the watch over a graph of three tokenizers, of which two must stand."""
-    hub = RemoteHub.remote(b"")
+    hub = start_hub(b"")
     asked = {
         "num_actors": 3,
         "min_actors": 2,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
+from itertools import islice
+
 import pytest
+from cronsim import CronSim
 
 from jobs.deploy.checks import check_deployment
+from jobs.deploy.clock import plain_schedule
 from pipeline.errors import ConfigError
 from pipeline.job_config import load_config
 
@@ -47,8 +53,14 @@ def test_check_deployment_needs_a_section():
         (["deploy.output=/data/tokens"], "deploy.output: /data/tokens lies on one machine"),
         (["deploy.checkpoint=codec.pt"], "deploy.checkpoint: codec.pt lies on one machine"),
         (["export.clips=ids.txt"], "export.clips.include: ids.txt lies on one machine"),
+        (["export.splits={by: file, file: splits.json}"], "export.splits.file: splits.json lies on one machine"),
+        (["run.estimate=plan.json"], "run.estimate: plan.json lies on one machine"),
+        (["deploy.inputs=['memory://motion']"], "lies on one machine"),
+        (["run.address=auto"], "run.address: auto, but the job runs on its own cluster"),
         (["deploy.secret=null"], "deploy.secret, deploy.identity: neither is given"),
         (["deploy.identity={role: x}"], "deploy.secret, deploy.identity: both are given"),
+        (["deploy.secret=null", "deploy.identity={role: x}", "run.notify.webhook=env:HOOK"],
+         "run.notify.webhook: env:HOOK, but no variable comes into the pods"),
         (["run.storage_options={key: a, secret: b}"], "run.storage_options: key, secret would stand readable"),
         (["run.workers=9"], "run.workers: 9, but deploy.tokenizers gives 1 x 1 = 1 GPUs"),
         (["run.workers=3", "deploy.tokenizers.max=8"], "5 pods would stand idle; say deploy.tokenizers.max: 3"),
@@ -63,7 +75,9 @@ def test_check_deployment_needs_a_section():
         (["run.workers=64", "deploy.tokenizers={max: 8, gpus: 8}", "deploy.readers.shm=4Gi",
           "deploy.tokenizers.shm=4Gi"], "deploy.readers.shm: the object stores of all pods hold"),
         (["deploy.head.memory=4Gi"], "deploy.head.memory: 4Gi, but the job's own process and Ray's take"),
-        (["run.grace_s=60"], "deploy.grace_s: 60, but a stopped job drains for run.grace_s (60 s)"),
+        (["run.grace_s=60"], "which drains for run.grace_s (60 s)"),
+        (["run.grace_s=0", "deploy.grace_s=25"], "deploy.grace_s: 25, but 10 s pass until the head's hook"),
+        (["run.grace_s=0", "deploy.grace_s=39"], "say at least 40"),
         (["run.deadline='06:00'", "deploy.retries=2"], "deploy.retries: 2, but a run that run.deadline (06:00) stops"),
     ],
 )  # fmt: skip
@@ -72,10 +86,67 @@ def test_check_deployment_refuses(settings, wanted):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--bogus"], "deploy.arguments: tokenize refuses the command (No such option: --bogus"),
+        (["--workers", "many"], "deploy.arguments: tokenize refuses the command (Invalid value for '--workers'"),
+        (["--preset", "other"], "deploy.arguments: no preset 'other'; there is artalk"),
+        (["--preset"], "deploy.arguments: tokenize refuses the command"),
+        (["--help"], "deploy.arguments: they ask for help"),
+        (["--set", "run.workers=640"], "what --set says; write its keys into the configuration"),
+        (["--local"], "what --local says; leave it out"),
+        (["--address", "auto"], "what --address says; leave it out"),
+        (["--dry-run"], "what --dry-run says; leave it out"),
+        (["s3://other"], "the command has other inputs, output than"),
+        (["--config", "s3://a/run.yaml"], "the command has other config than"),
+        (["-c", "demo-arkit"], "the command has other checkpoint than"),
+        (["--model-config", "codec.json"], "deploy.arguments, --model-config: codec.json lies on one machine"),
+        (["--model-config", "s3://a/codec.json", "--preset", "artalk"], "give one of them"),
+    ],
+)
+def test_check_deployment_reads_the_command_as_the_cluster_will(arguments, wanted):
+    assert wanted in findings(f"deploy.arguments={json.dumps(arguments)}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["--workers", "640"], "run.workers"),
+        (["--deadline", "21:59"], "run.deadline"),
+        (["--max-runtime", "3h"], "run.max_runtime"),
+        (["--log-format", "json"], "run.log_format"),
+        (["--restart"], "run.restart"),
+        (["--format", "parquet"], "export.formats"),
+        (["--stride", "5"], "window.stride"),
+        (["--precision", "float16"], "precision"),
+        (["--batch-size", "4"], "batch_size"),
+        (["--checksum"], "input.checksum"),
+        (["--gate", "off"], "gate"),
+        (["--clips", "s3://a/ids.txt"], "input.clips"),
+        (["--exclude", "s3://a/ids.txt"], "input.clips.exclude"),
+    ],
+)
+def test_check_deployment_names_the_key_in_the_place_of_an_option(arguments, key):
+    text = findings(f"deploy.arguments={json.dumps(arguments)}")
+    assert f"no check would see what {arguments[0]} says; write {key} into the configuration" in text
+
+
+def test_check_deployment_refuses_a_place_that_is_read_as_an_option():
+    assert "deploy.arguments: " in findings("deploy.inputs=['--checkpoint=s3://a', 's3://b', 's3://c']")
+
+
+@pytest.mark.parametrize("arguments", [["--preset", "artalk"], ["--model-config", "s3://a/codec.json"]])
+def test_check_deployment_accepts_options_without_a_key(arguments):
+    check_deployment(load_config(RUN, [f"deploy.arguments={json.dumps(arguments)}"]))
+
+
+@pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        (["deploy.schedule=0 22 * *"], "deploy.schedule: '0 22 * *' is no schedule"),
         (["deploy.time_zone=Mars/North"], "deploy.time_zone: 'Mars/North' is unknown"),
+        (["deploy.time_zone=../tz"], "deploy.time_zone: '../tz' is unknown"),
+        (["run.max_runtime=soon"], "duration 'soon': write 90m"),
+        (["run.max_runtime=23h", "deploy.retries=5"], "with 5 retries may end 138.0 h later, after the next tick"),
         (["run.deadline='2099-01-01T06:00'"], "run.deadline: 2099-01-01T06:00 comes once"),
         (["run.max_runtime=25h"], "run.max_runtime (25h): a run that starts at"),
         (["deploy.schedule=0 */4 * * *"], "after the next tick of deploy.schedule (0 */4 * * *)"),
@@ -86,6 +157,115 @@ def test_check_deployment_refuses(settings, wanted):
 )
 def test_check_deployment_refuses_a_clock_that_does_not_fit(settings, wanted):
     assert wanted in findings("deploy.start=nightly", *settings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ("run.storage_options={client_kwargs: {aws_secret_access_key: hidden}}",
+         "run.storage_options: client_kwargs.aws_secret_access_key would stand readable"),
+        ("run.storage_options={a: [{headers: {Authorization: hidden}}]}", "a.headers.Authorization would stand"),
+        ("run.storage_options={connection_string: hidden}", "connection_string would stand readable"),
+        ("run.storage_options={endpoint_url: 'https://me:hidden@s3.test'}", "run.storage_options.endpoint_url: its"),
+        ("run.notify.webhook=https://hooks.test/hidden", "and write env:NOTIFY_WEBHOOK"),
+        ("run.notify.webhook=https://hidden@hooks.test", "run.notify.webhook: its address holds a user"),
+        ("run.notify.webhook='https://hooks.test?t=hidden'", "run.notify.webhook: its address holds a user"),
+        ("run.notify.webhook='https://[hidden/'", "and write env:NOTIFY_WEBHOOK"),
+        ("run.notify.command=curl -d @- https://hooks.test/hidden", "run.notify.command: an address with a path"),
+        ("deploy.output=s3://me:hidden@bucket/tokens", "deploy.output: its address holds a user"),
+        ("deploy.inputs=['talk=s3://me:hid/den@bucket/']", "deploy.inputs[0]: its address holds a user"),
+        ("deploy.checkpoint='https://host.test/codec.pt?X-Amz-Signature=hidden'", "deploy.checkpoint: its address"),
+        ("export.clips.include=file://me:hidden@host/ids.txt", "export.clips.include: its address holds a user"),
+        ("deploy.arguments=[--model-config, 's3://me:hidden@bucket/a.json']", "deploy.arguments[1]: its address"),
+    ],
+)  # fmt: skip
+def test_check_deployment_refuses_a_credential_and_does_not_show_it(setting, wanted):
+    text = findings(setting)
+    assert wanted in text
+    assert "hidden" not in text
+    assert "hid/den" not in text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["run.storage_options={endpoint_url: 'https://s3.test/store', s3_additional_kwargs: {SSEKMSKeyId: a}}"],
+        ["run.notify.webhook=http://alerts:9093"],
+        ["run.notify.webhook=env:HOOK"],
+        ["run.notify.webhook=env:HOOK", "deploy.identity={role: x}"],
+        ["run.notify.command=mail -s tokens team@example.org"],
+        ["deploy.inputs=[s3://motion/take@2x/]"],
+    ],
+)
+def test_check_deployment_accepts_what_is_no_credential(settings):
+    check_deployment(load_config(RUN, settings))
+
+
+def test_check_deployment_counts_every_try_of_a_run():
+    check_deployment(load_config(RUN, ["deploy.start=nightly", "deploy.retries=2"]))
+    assert "with 3 retries may end 28.0 h later" in findings("deploy.start=nightly", "deploy.retries=3")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wanted"),
+    [
+        ("0 22 * *", "4 fields"),
+        ("0 0 22 * * *", "6 fields"),
+        ("@daily", "1 fields"),
+        ("TZ=UTC 0 22 * * *", "6 fields"),
+        ("0 22 L * *", "day 'l'"),
+        ("0 22 LW * *", "day 'lw'"),
+        ("0 22 * * 1#2", "weekday '1#2'"),
+        ("0 22 * * 5L", "weekday '5l'"),
+        ("0 22 * * 7", "weekday '7': from 0 to 6"),
+        ("0 22 * * fri-7", "weekday 'fri-7': from 0 to 6"),
+        ("60 22 * * *", "minute '60': from 0 to 59"),
+        ("0 24 * * *", "hour '24'"),
+        ("0 22 0 * *", "day '0'"),
+        ("0 22 * 13 *", "month '13'"),
+        ("0 22 * mon *", "month 'mon'"),
+        ("0 22 5-1 * *", "day '5-1' goes backwards"),
+        ("*/0 22 * * *", "minute '*/0'"),
+        ("0 22 1,,2 * *", "day ''"),
+        ("0 22 -1 * *", "day '-1'"),
+        ("0 22 30 2 *", "Bad day-of-month"),
+    ],
+)
+def test_check_deployment_refuses_a_schedule_that_kubernetes_refuses(schedule, wanted):
+    text = findings("deploy.start=nightly", f"deploy.schedule={json.dumps(schedule)}")
+    assert f"deploy.schedule: {schedule!r} is no schedule of Kubernetes ({wanted}" in text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "dates"),
+    [
+        ("0 22 ? * mon-FRI", ["05-01 22", "05-04 22", "05-05 22"]),
+        ("0 22 * JUN SUN", ["06-07 22", "06-14 22", "06-21 22"]),
+        ("0 */12 1 * *", ["05-01 12", "06-01 00", "06-01 12"]),
+        ("0 5-23/9 30 * *", ["05-30 05", "05-30 14", "05-30 23"]),
+        ("0 14/9 30 * *", ["05-30 14", "05-30 23", "06-30 14"]),
+        ("0 22 13 * 5", ["05-01 22", "05-08 22", "05-13 22"]),  # a 13th or a Friday
+        ("0 22 */30 * 0", ["05-01 22", "05-03 22", "05-10 22"]),  # a step is no star: either is enough
+        ("0 22 */1 * 0", ["05-03 22", "05-10 22", "05-17 22"]),
+    ],
+)
+def test_plain_schedule_means_what_kubernetes_reads(schedule, dates):
+    ticks = CronSim(plain_schedule(schedule), datetime(2026, 5, 1, 8, tzinfo=UTC))
+    assert [f"{tick:%m-%d %H}" for tick in islice(ticks, 3)] == dates
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "deploy.secret=motion.s3-keys",
+        "deploy.image=localhost:5000/lab/motion_tokens:v0.1.0-cpu",
+        "deploy.image=motion@sha256:" + "0123456789abcdef" * 4,
+        "deploy.tokenizers.node_selector={cloud.example/gke-accelerator: nvidia-h100, spot: ''}",
+        'deploy.labels={azure.workload.identity/use: "true"}',
+    ],
+)
+def test_check_deployment_accepts_names_of_kubernetes(setting):
+    check_deployment(load_config(RUN, [setting]))
 
 
 def test_check_deployment_lets_runs_overlap_where_one_leaves_or_waits():
@@ -113,6 +293,17 @@ def test_load_config_offers_the_nearest_key_of_the_cluster():
         ("deploy.readers.shm=64Gi", "must lie below memory"),
         ("deploy.readers.min=3", r"min \(3\) lies above max \(1\)"),
         ("deploy.image=null", "deploy.image"),
+        ("deploy.image=Motion Tokens:1", "deploy.image: write registry.example/name:version"),
+        ("deploy.image=registry.test/Lab/motion:1", "deploy.image: write registry.example/name:version"),
+        ("deploy.secret=Bad_Name!", r"deploy.secret: write lower-case letters, .* \(found 'Bad_Name!'\)"),
+        ("deploy.secret=a..b", "deploy.secret: write lower-case letters"),
+        ("deploy.secret=-a", "deploy.secret: write lower-case letters"),
+        ("deploy.namespace=a.b", "deploy.namespace: write lower-case letters"),
+        ("deploy.readers.node_selector={a b: c}", "deploy.readers.node_selector.* write NAME or domain.example/NAME"),
+        ("deploy.readers.node_selector={a: c d}", "deploy.readers.node_selector.a: write letters"),
+        ("deploy.identity={a/b/c: x}", "deploy.identity.* write NAME or domain.example/NAME"),
+        ("deploy.labels={a: -b}", "deploy.labels.a: write letters"),
+        ("deploy.labels={ray.io/cluster: x}", "deploy.labels: ray.io/cluster: the manifests and KubeRay set these"),
     ],
 )
 def test_load_config_refuses_a_wrong_value_of_the_cluster(setting, wanted):

@@ -10,6 +10,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from jobs.deploy.checks import check_deployment
+from jobs.deploy.render import TREE
 from pipeline.deploy_config import DeployConfig
 from pipeline.job_config import all_keys, load_config
 
@@ -48,6 +49,19 @@ def test_example_fits_its_cluster():
     (example,) = [block for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL) if "deploy:" in block]
     checked = check_deployment(load_config(example))
     assert yaml.safe_load(example)["deploy"]["image"] == checked.deploy.image
+
+
+def test_pod_monitor_finds_every_pod_of_ray():
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL) if "PodMonitor" in block]
+    spec = yaml.safe_load(text)["spec"]
+    (port,) = [endpoint["port"] for endpoint in spec["podMetricsEndpoints"]]
+    wanted = spec["selector"]["matchLabels"].items()
+    cluster = yaml.safe_load((TREE / "base" / "ray_cluster.yaml").read_text())["spec"]
+    tokenizers = yaml.safe_load((TREE / "components" / "gpu" / "add_group.yaml").read_text())[0]["value"]
+    for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"], tokenizers):
+        assert wanted <= part["template"]["metadata"]["labels"].items()
+        (container,) = part["template"]["spec"]["containers"]
+        assert {"containerPort": 8080, "name": port} in container["ports"]
 
 
 @pytest.mark.parametrize(("title", "stride"), [("**Stride 100**", 100), ("**Every offset (stride 1)**", 1)])

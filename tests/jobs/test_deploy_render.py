@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
@@ -212,6 +213,28 @@ def test_overlays_name_the_ray_that_the_image_has(tree):
     assert cluster["rayVersion"] == pinned[1]
 
 
+def test_overlays_stop_the_job_before_the_head_ends(tree):
+    (cluster,) = (cluster_of(item) for item in tree[1] if item["kind"] == "RayCluster")
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    program, name, *options = head["lifecycle"]["preStop"]["exec"]["command"]
+    assert (program, name) == ("motion-tokens", "stop")
+    read = check_own_command(name, options)
+    assert read["everything"] is True
+    assert head["env"] == [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "0"}]  # the hook has drained it
+    assert read["address"] == "http://127.0.0.1:8265"
+    assert {"containerPort": 8265, "name": "dashboard"} in head["ports"]
+    for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert part["template"]["spec"]["terminationGracePeriodSeconds"] == 60
+    (environment,) = (item for item in tree[1] if item["metadata"]["name"] == "motion-tokens-environment")
+    assert 0 < int(environment["data"]["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < 60
+
+
+def check_own_command(name: str, options: list[str]) -> dict[str, Any]:
+    """What the command reads in its options."""
+    commands = typer.main.get_command(app).commands
+    return dict(commands[name].make_context(name, list(options)).params)
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("start", ["once", "nightly", "standing"])
 def test_render_gives_valid_resources_of_one_way_to_start(filled, validate, overlay, start):
@@ -247,6 +270,18 @@ def test_render_fills_groups_clock_and_credentials(filled):
     assert resources["motion-tokens-environment"]["data"]["TZ"] == "Europe/Berlin"
     # from 21:30 to 06:00, the drain of 35 s, and an hour for the cluster to stand
     assert spec["jobTemplate"]["activeDeadlineSeconds"] == 8.5 * 3600 + 35 + 3600
+
+
+def test_render_gives_every_pod_the_time_to_end(filled):
+    resources = filled("deploy.overlay=gpu", "deploy.grace_s=90", "run.grace_s=30")
+    environment = resources["motion-tokens-environment"]["data"]
+    assert environment["RAY_JOB_STOP_WAIT_TIME_S"] == "56"  # the drain, and a second
+    assert environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "85"
+    cluster = cluster_of(resources["RayJob"])
+    for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert part["template"]["spec"]["terminationGracePeriodSeconds"] == 90
+        containers = part["template"]["spec"]["containers"]
+        assert ["lifecycle" in container for container in containers] == [part is cluster["headGroupSpec"]]
 
 
 def test_render_keeps_a_fixed_number_of_pods_without_autoscaling(filled):
@@ -303,6 +338,15 @@ def test_render_gives_the_service_account_a_role_instead_of_keys(filled):
     for part in cluster_of(resources["RayJob"])["workerGroupSpecs"]:
         environment = part["template"]["spec"]["containers"][0]["envFrom"]
         assert environment == [{"configMapRef": {"name": "motion-tokens-environment"}}]
+
+
+def test_render_labels_the_pods_of_ray(filled, validate):
+    resources = filled("deploy.overlay=gpu", 'deploy.labels={azure.workload.identity/use: "true"}')
+    validate(list(resources.values()))
+    cluster = cluster_of(resources["RayJob"])
+    for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        labels = part["template"]["metadata"]["labels"]
+        assert labels == {"app.kubernetes.io/name": "motion-tokens", "azure.workload.identity/use": "true"}
 
 
 def test_render_pins_an_image_by_its_digest(filled):

@@ -102,6 +102,24 @@ def test_notify_takes_no_harm_from_an_address_that_is_none(address):
     assert "secret-key" not in line.partition(" was not reached")[2]
 
 
-def test_notify_takes_web_addresses_only():
+def test_notify_posts_to_the_address_that_an_environment_variable_holds(server, monkeypatch):
+    address, received = server
+    monkeypatch.setenv("TOLD_AT", f"{address}/secret-key\n")
+    assert notify(NotifyConfig(webhook="env:TOLD_AT"), OUTCOME) == []
+    assert [path for path, *_ in received] == ["/secret-key"]
+
+
+@pytest.mark.parametrize("value", [None, "", "secret-key", "file:///secret-key"])
+def test_notify_says_which_environment_variable_holds_no_address(monkeypatch, value):
+    monkeypatch.delenv("TOLD_AT", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TOLD_AT", value)
+    (line,) = notify(NotifyConfig(webhook="env:TOLD_AT"), OUTCOME)
+    assert "the environment variable TOLD_AT holds no address" in line
+    assert "secret-key" not in line
+
+
+@pytest.mark.parametrize("webhook", ["file:///etc/passwd", "env:", "env:1", "env:A B", "TOLD_AT", "env:A\n"])
+def test_notify_takes_web_addresses_only(webhook):
     with pytest.raises(ValueError, match="http"):
-        NotifyConfig(webhook="file:///etc/passwd")
+        NotifyConfig(webhook=webhook)

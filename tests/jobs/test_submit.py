@@ -89,3 +89,10 @@ def test_submit_with_an_id_that_cannot_be_one_is_refused():
     for name in ("1st", "a/b", "", "a" * 101):
         result = CliRunner().invoke(app, ["submit", "--id", name, "verify", "x"])
         assert (result.exit_code, "begin with a letter" in " ".join(result.output.split())) == (2, True), name
+
+
+@pytest.mark.parametrize("words", [[], ["raysubmit_x", "--all"]])
+def test_stop_wants_one_job_or_all_of_them(words):
+    ended = CliRunner().invoke(app, ["stop", *words])
+    assert ended.exit_code == 2
+    assert "say which job to stop, by its ID, or --all" in " ".join(ended.output.split())

@@ -29,7 +29,7 @@ def print_estimate(estimate: JobEstimate, console: Console) -> None:
     about = "" if windows.num_units_read == windows.num_units else "about "
     say(console, "clips", f"{about}{windows.num_clips:,}  ({windows.hours:,.2f} h of motion kept)")
     say(console, "windows", f"{windows.num_windows:,}{margin}  ({read}{dropped if windows.num_clips_dropped else ''})")
-    devices = f"{estimate.num_devices} x " if estimate.num_devices > 1 else ""
+    devices = f"{estimate.num_devices:g} x " if estimate.num_devices > 1 else ""
     say(console, "measured on", f"{devices}{estimate.device}, encoding alone")
     if estimate.num_units_done:
         say(console, "done", f"{counted(estimate.num_units_done, 'unit')} tokenized before, with the emit configured")
@@ -43,9 +43,8 @@ def print_estimate(estimate: JobEstimate, console: Console) -> None:
 
 def print_forecast(forecast: Forecast, deadline: DeadlineForecast | None, console: Console) -> None:
     """Print what a probe means for the whole job."""
-    parts = [f"{name} {duration_text(s)}" for name, s in forecast.seconds.items() if s >= 1]
-    text = ", ".join([*parts, "gate and report come on top"])
-    say(console, "wall time", f"about {duration_text(forecast.wall_s)}  ({text})")
+    parts = ", ".join(f"{name} {duration_text(s)}" for name, s in forecast.seconds.items() if s >= 1)
+    say(console, "wall time", f"about {duration_text(forecast.wall_s)}  ({parts})")
     of = "of all cores" if forecast.device.startswith("cpu") else ""
     say(console, "CPU hours" if of else "GPU-hours", f"{forecast.device_hours:,.2f} {of}".rstrip())
     readers = (

@@ -9,7 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,20 @@ from rich.console import Console
 
 from jobs.display import Display
 from jobs.estimate_table import print_estimate, print_forecast, print_probe, say
-from jobs.session import num_cores, open_session
+from jobs.session import open_session
 from pipeline.estimate import JobEstimate, estimate_job
-from pipeline.forecast import DeadlineForecast, Forecast, Room, forecast_deadline, forecast_job
+from pipeline.forecast import AroundSeconds, DeadlineForecast, Forecast, Room, forecast_deadline, forecast_job
+from pipeline.gate import rehearse
 from pipeline.job_config import TokenizeRequest
 from pipeline.listing_problems import listing_problems
 from pipeline.plan import Plan, make_plan
 from pipeline.probe import ProbeFigures, probe_units
-from pipeline.request import prepare
+from pipeline.request import Job, prepare
 from pipeline.stopping import stop_time
 from pipeline.token_store import missing_units
+
+REPORT_S = 5.0
+"""What a report takes on a core of today, once its sample is decoded: mostly imports and pictures, for any dataset."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +70,26 @@ def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | 
     """
     run = request.config.run
     stop_at = stop_time(run.deadline, run.max_runtime)
-    display = Display(console)
-    with _with_output(request) as whole, display.shown(), open_session(run) as executor:
+    display, began = Display(console), time.perf_counter()
+    with _with_output(request) as whole, display.shown(), ExitStack() as stack:
+        if probe_s is not None:
+            display.on_stage("session")
+        executor = stack.enter_context(open_session(run, is_work_certain=probe_s is not None))
+        started = time.perf_counter()
         display.on_stage("plan")
-        began = time.perf_counter()
         job = prepare(whole, executor, display)
         plan = make_plan(job.roots, job.contract.corpus)
         missing = missing_units(job.store, plan.units)
-        plan_s = time.perf_counter() - began
+        planned_at = time.perf_counter()
         display.on_plan(plan, len(plan.units) - len(missing), sum(root.skipped for root in job.roots))
         estimate = estimate_job(job, plan, executor)
         problems = listing_problems(job.roots, plan, job.contract.corpus.unit_bytes)
         probe = forecast = deadline = None
         if probe_s is not None and missing:
             probe = probe_units(job, missing, executor, probe_s, display)
-            room = Room(executor.num_cpus, executor.num_gpus, num_cores())
-            forecast = forecast_job(estimate, probe, plan_s, room)
+            around = _around(job, estimate, started - began, planned_at - started)
+            room = Room(sum(executor.cpus_of_nodes), executor.num_gpus, executor.num_machines)
+            forecast = forecast_job(estimate, probe, around, room)
             if stop_at is not None:
                 deadline = forecast_deadline(forecast, stop_at - time.monotonic())
     planned = JobPlan(plan, estimate, tuple(problems), probe, forecast, deadline)
@@ -90,6 +98,14 @@ def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | 
         json_file.write_text(json.dumps(planned.described(), indent=1) + "\n")
     _print_plan(planned, probe_s, stop_at is not None, console)
     return planned
+
+
+def _around(job: Job, estimate: JobEstimate, start_s: float, plan_s: float) -> AroundSeconds:
+    """Return what comes before and after the probed stages; gate and report look at one sample of units."""
+    config = job.config
+    sample_s = estimate.windows.read_s + rehearse(job)
+    gate_s = sample_s if config.gate != "off" else 0.0
+    return AroundSeconds(start_s, plan_s, gate_s, REPORT_S + sample_s - gate_s if config.run.report else 0.0)
 
 
 @contextmanager

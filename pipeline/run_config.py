@@ -99,3 +99,7 @@ class RunConfig(Section):
         share = self.gpus_per_worker or 1.0
         a_gpu = int(1 / share + 1e-9) if share < 1 else 1 / share
         return max(1, self.min_workers or 1, int(num_gpus * a_gpu))
+
+    def gpus_of(self, num_workers: int, num_gpus: float) -> float:
+        """Return how many of so many GPUs as many tokenizer actors take."""
+        return min(num_workers * (self.gpus_per_worker or 1.0), num_gpus)

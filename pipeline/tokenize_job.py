@@ -6,7 +6,6 @@ Knows no Ray: who runs the stages is handed in (execution.py).
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -207,8 +206,8 @@ def stages_of(job: Job, executor: Executor, num_actors: int) -> TokenizeStages:
 
 def _threads_of(job: Job, executor: Executor, num_actors: int) -> int:
     """Return the threads that each tokenizer computes with."""
-    cores = min(int(executor.num_cpus), os.cpu_count() or 1)
-    return job.config.run.threads or max(1, cores // num_actors)
+    cores = min(executor.cores_a_machine, int(executor.num_cpus) // num_actors)
+    return job.config.run.threads or max(1, cores)
 
 
 def cpu_share(num_cpus: float, num_actors: int) -> float:

@@ -15,7 +15,7 @@ from pipeline.estimate import estimate_job
 from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.plan import make_plan
 from pipeline.request import prepare
-from pipeline.tokenize_job import stages_of
+from pipeline.tokenize_job import runs_of, stages_of
 
 
 @pytest.fixture
@@ -80,6 +80,21 @@ def test_plan_measures_where_tokenizers_would_work(ray_local, tiny_corpus, tiny_
     assert all(choice.windows_per_s > 0 for choice in estimate.choices)
     threads = {num: stages_of(job, elsewhere, num).tokenizer.num_threads for num in (1, 15, 60)}
     assert threads == {1: 8, 15: 8, 60: 2}
+
+
+@pytest.mark.parametrize("num_gpus", [0.0, 1.0])
+def test_rows_carry_as_much_as_is_configured(write_clips, tiny_codec, tmp_path, num_gpus):
+    motion = write_clips(tmp_path / "motion", {f"clip{n:02}": 500 for n in range(64)})
+    rows = {}
+    for row_bytes in (1, 50_000, 1 << 30):
+        config = load_config(None, ["units.files=1", f"run.row_bytes={row_bytes}", "run.local=true"])
+        request = TokenizeRequest((str(motion),), str(tmp_path / "o"), str(tiny_codec), None, None, config)
+        with open_session(config.run) as executor:
+            job = prepare(request, executor)
+            units = make_plan(job.roots, job.contract.corpus).units
+            rows[row_bytes] = len(runs_of(job, units, replace(executor, num_gpus=num_gpus), 1))
+    assert len(units) == rows[1] == 64
+    assert 4 <= rows[1 << 30] <= 5 < rows[50_000] < 64
 
 
 @pytest.mark.parametrize("local", [("--local",), ()])

@@ -5,15 +5,19 @@ Knows no data.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jobs.display import counted, size_text
-from pipeline.estimate import ChoiceEstimate, JobEstimate
-from pipeline.forecast import DeadlineForecast, Forecast
 from pipeline.job_config import EMITTED
-from pipeline.probe import ProbeFigures
+
+if TYPE_CHECKING:  # they import torch
+    from pipeline.estimate import ChoiceEstimate, JobEstimate
+    from pipeline.forecast import DeadlineForecast, Forecast
+    from pipeline.probe import ProbeFigures
 
 LARGE_SHARD_BYTES = 1 << 30
 """A shard is built in memory: larger ones are worth a hint."""

@@ -1,6 +1,6 @@
 """The command plan, and `tokenize --dry-run`, which is the same for the request of a run: nothing is written.
 
-Knows no data.
+Knows no data. Imports torch as late as tokenize does, so that it starts as a run does.
 """
 
 from __future__ import annotations
@@ -10,52 +10,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from jobs.display import Display
 from jobs.estimate_table import print_estimate, print_forecast, print_probe, say
 from jobs.session import open_session
-from pipeline.estimate import JobEstimate, estimate_job
-from pipeline.forecast import AroundSeconds, DeadlineForecast, Forecast, Room, forecast_deadline, forecast_job
-from pipeline.gate import rehearse
 from pipeline.job_config import TokenizeRequest
-from pipeline.listing_problems import listing_problems
-from pipeline.plan import Plan, make_plan
-from pipeline.probe import ProbeFigures, probe_units
-from pipeline.request import Job, prepare
 from pipeline.stopping import stop_time
-from pipeline.token_store import missing_units
 
-REPORT_S = 5.0
-"""What a report takes on a core of today, once its sample is decoded: mostly imports and pictures, for any dataset."""
-
-
-@dataclass(frozen=True)
-class JobPlan:
-    """What is known of a job before it runs."""
-
-    plan: Plan
-    estimate: JobEstimate
-    problems: tuple[str, ...]
-    probe: ProbeFigures | None
-    """None where no probe was asked for, or nothing is left to do."""
-    forecast: Forecast | None
-    deadline: DeadlineForecast | None
-
-    def described(self) -> dict[str, Any]:
-        """Return it as plain values, for programs."""
-        parts = {"probe": self.probe, "forecast": self.forecast, "deadline": self.deadline}
-        return {
-            "plan": self.plan.digest,
-            **self.estimate.described(),
-            "windows_todo": self.estimate.num_windows_todo,
-            "problems": list(self.problems),
-            **{name: vars(part) if part is not None else None for name, part in parts.items()},
-        }
+if TYPE_CHECKING:
+    from pipeline.job_plan import JobPlan
 
 
 def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | None, console: Console) -> JobPlan:
@@ -69,43 +36,21 @@ def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | 
         MotionTokensError: the job could not start, or its input has no windows.
     """
     run = request.config.run
-    stop_at = stop_time(run.deadline, run.max_runtime)
-    display, began = Display(console), time.perf_counter()
+    began, stop_at = time.monotonic(), stop_time(run.deadline, run.max_runtime)
+    is_probed = probe_s is not None
+    display = Display(console)
     with _with_output(request) as whole, display.shown(), ExitStack() as stack:
-        if probe_s is not None:
+        if is_probed:
             display.on_stage("session")
-        executor = stack.enter_context(open_session(run, is_work_certain=probe_s is not None))
-        started = time.perf_counter()
-        display.on_stage("plan")
-        job = prepare(whole, executor, display)
-        plan = make_plan(job.roots, job.contract.corpus)
-        missing = missing_units(job.store, plan.units)
-        planned_at = time.perf_counter()
-        display.on_plan(plan, len(plan.units) - len(missing), sum(root.skipped for root in job.roots))
-        estimate = estimate_job(job, plan, executor)
-        problems = listing_problems(job.roots, plan, job.contract.corpus.unit_bytes)
-        probe = forecast = deadline = None
-        if probe_s is not None and missing:
-            probe = probe_units(job, missing, executor, probe_s, display)
-            around = _around(job, estimate, started - began, planned_at - started)
-            room = Room(sum(executor.cpus_of_nodes), executor.num_gpus, executor.num_machines)
-            forecast = forecast_job(estimate, probe, around, room)
-            if stop_at is not None:
-                deadline = forecast_deadline(forecast, stop_at - time.monotonic())
-    planned = JobPlan(plan, estimate, tuple(problems), probe, forecast, deadline)
+        executor = stack.enter_context(open_session(run, is_work_certain=is_probed))
+        from pipeline.job_plan import Asked, plan_job
+
+        planned = plan_job(whole, executor, display, Asked(began, probe_s, stop_at))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(planned.described(), indent=1) + "\n")
     _print_plan(planned, probe_s, stop_at is not None, console)
     return planned
-
-
-def _around(job: Job, estimate: JobEstimate, start_s: float, plan_s: float) -> AroundSeconds:
-    """Return what comes before and after the probed stages; gate and report look at one sample of units."""
-    config = job.config
-    sample_s = estimate.windows.read_s + rehearse(job)
-    gate_s = sample_s if config.gate != "off" else 0.0
-    return AroundSeconds(start_s, plan_s, gate_s, REPORT_S + sample_s - gate_s if config.run.report else 0.0)
 
 
 @contextmanager

@@ -37,7 +37,10 @@ def test_executor_counts_machines(cpus_of_nodes: list[float], sure: float, machi
     assert (executor.num_cpus, executor.num_machines, executor.cores_a_machine) == (sure, machines, cores)
 
 
-def test_what_workers_of_the_graph_import_needs_no_torch() -> None:
-    """Tasks that read and write start in a fresh process: torch would take seconds of each."""
-    program = "import sys, pipeline.graph; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["pipeline.graph", "jobs.plan_command", "jobs.tokenize_command"])
+def test_what_has_to_start_fast_imports_no_torch(module: str) -> None:
+    """Tasks that read and write start in a fresh process: torch would take seconds of each. Commands start Ray beside
+    its import, and plan's start is to last as long as a run's.
+    """
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -29,6 +29,7 @@ from pipeline.config import CorpusSpec, WindowRule
 from pipeline.errors import DataError
 from pipeline.job_config import UnitConfig
 from pipeline.plan import Plan, group_units, make_plan, plan_to_bytes
+from pipeline.run_config import RunConfig
 from pipeline.sources.registry import open_readable
 from pipeline.storage import Folder
 
@@ -168,7 +169,7 @@ def main() -> None:
     digest = plan.digest
     io.BytesIO(plan_to_bytes(plan))
     lap("store")
-    rows = [units_to_text(run) for run in group_units(plan.units, NUM_WORKERS)]
+    rows = [units_to_text(run) for run in group_units(plan.units, NUM_WORKERS, RunConfig().row_bytes)]
     lap("group")
     seconds["total_s"] = round(time.perf_counter() - begin, 4)
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]

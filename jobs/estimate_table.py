@@ -5,15 +5,19 @@ Knows no data.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jobs.display import counted, size_text
-from pipeline.estimate import ChoiceEstimate, JobEstimate
-from pipeline.forecast import DeadlineForecast, Forecast
 from pipeline.job_config import EMITTED
-from pipeline.probe import ProbeFigures
+
+if TYPE_CHECKING:  # they import torch
+    from pipeline.estimate import ChoiceEstimate, JobEstimate
+    from pipeline.forecast import DeadlineForecast, Forecast
+    from pipeline.probe import ProbeFigures
 
 LARGE_SHARD_BYTES = 1 << 30
 """A shard is built in memory: larger ones are worth a hint."""
@@ -29,7 +33,7 @@ def print_estimate(estimate: JobEstimate, console: Console) -> None:
     about = "" if windows.num_units_read == windows.num_units else "about "
     say(console, "clips", f"{about}{windows.num_clips:,}  ({windows.hours:,.2f} h of motion kept)")
     say(console, "windows", f"{windows.num_windows:,}{margin}  ({read}{dropped if windows.num_clips_dropped else ''})")
-    devices = f"{estimate.num_devices} x " if estimate.num_devices > 1 else ""
+    devices = f"{estimate.num_devices:g} x " if estimate.num_devices > 1 else ""
     say(console, "measured on", f"{devices}{estimate.device}, encoding alone")
     if estimate.num_units_done:
         say(console, "done", f"{counted(estimate.num_units_done, 'unit')} tokenized before, with the emit configured")
@@ -43,9 +47,8 @@ def print_estimate(estimate: JobEstimate, console: Console) -> None:
 
 def print_forecast(forecast: Forecast, deadline: DeadlineForecast | None, console: Console) -> None:
     """Print what a probe means for the whole job."""
-    parts = [f"{name} {duration_text(s)}" for name, s in forecast.seconds.items() if s >= 1]
-    text = ", ".join([*parts, "gate and report come on top"])
-    say(console, "wall time", f"about {duration_text(forecast.wall_s)}  ({text})")
+    parts = ", ".join(f"{name} {duration_text(s)}" for name, s in forecast.seconds.items() if s >= 1)
+    say(console, "wall time", f"about {duration_text(forecast.wall_s)}  ({parts})")
     of = "of all cores" if forecast.device.startswith("cpu") else ""
     say(console, "CPU hours" if of else "GPU-hours", f"{forecast.device_hours:,.2f} {of}".rstrip())
     readers = (

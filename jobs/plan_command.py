@@ -1,6 +1,6 @@
 """The command plan, and `tokenize --dry-run`, which is the same for the request of a run: nothing is written.
 
-Knows no data.
+Knows no data. Imports torch as late as tokenize does, so that it starts as a run does.
 """
 
 from __future__ import annotations
@@ -9,49 +9,20 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from jobs.display import Display
 from jobs.estimate_table import print_estimate, print_forecast, print_probe, say
-from jobs.session import num_cores, open_session
-from pipeline.estimate import JobEstimate, estimate_job
-from pipeline.forecast import DeadlineForecast, Forecast, Room, forecast_deadline, forecast_job
+from jobs.session import open_session
 from pipeline.job_config import TokenizeRequest
-from pipeline.listing_problems import listing_problems
-from pipeline.plan import Plan, make_plan
-from pipeline.probe import ProbeFigures, probe_units
-from pipeline.request import prepare
 from pipeline.stopping import stop_time
-from pipeline.token_store import missing_units
 
-
-@dataclass(frozen=True)
-class JobPlan:
-    """What is known of a job before it runs."""
-
-    plan: Plan
-    estimate: JobEstimate
-    problems: tuple[str, ...]
-    probe: ProbeFigures | None
-    """None where no probe was asked for, or nothing is left to do."""
-    forecast: Forecast | None
-    deadline: DeadlineForecast | None
-
-    def described(self) -> dict[str, Any]:
-        """Return it as plain values, for programs."""
-        parts = {"probe": self.probe, "forecast": self.forecast, "deadline": self.deadline}
-        return {
-            "plan": self.plan.digest,
-            **self.estimate.described(),
-            "windows_todo": self.estimate.num_windows_todo,
-            "problems": list(self.problems),
-            **{name: vars(part) if part is not None else None for name, part in parts.items()},
-        }
+if TYPE_CHECKING:
+    from pipeline.job_plan import JobPlan
 
 
 def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | None, console: Console) -> JobPlan:
@@ -65,26 +36,16 @@ def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | 
         MotionTokensError: the job could not start, or its input has no windows.
     """
     run = request.config.run
-    stop_at = stop_time(run.deadline, run.max_runtime)
+    began, stop_at = time.monotonic(), stop_time(run.deadline, run.max_runtime)
+    is_probed = probe_s is not None
     display = Display(console)
-    with _with_output(request) as whole, display.shown(), open_session(run) as executor:
-        display.on_stage("plan")
-        began = time.perf_counter()
-        job = prepare(whole, executor, display)
-        plan = make_plan(job.roots, job.contract.corpus)
-        missing = missing_units(job.store, plan.units)
-        plan_s = time.perf_counter() - began
-        display.on_plan(plan, len(plan.units) - len(missing), sum(root.skipped for root in job.roots))
-        estimate = estimate_job(job, plan, executor)
-        problems = listing_problems(job.roots, plan, job.contract.corpus.unit_bytes)
-        probe = forecast = deadline = None
-        if probe_s is not None and missing:
-            probe = probe_units(job, missing, executor, probe_s, display)
-            room = Room(executor.num_cpus, executor.num_gpus, num_cores())
-            forecast = forecast_job(estimate, probe, plan_s, room)
-            if stop_at is not None:
-                deadline = forecast_deadline(forecast, stop_at - time.monotonic())
-    planned = JobPlan(plan, estimate, tuple(problems), probe, forecast, deadline)
+    with _with_output(request) as whole, display.shown(), ExitStack() as stack:
+        if is_probed:
+            display.on_stage("session")
+        executor = stack.enter_context(open_session(run, is_work_certain=is_probed))
+        from pipeline.job_plan import Asked, plan_job
+
+        planned = plan_job(whole, executor, display, Asked(began, probe_s, stop_at))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(planned.described(), indent=1) + "\n")

@@ -12,8 +12,9 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -21,9 +22,8 @@ from jobs.ray_environment import set_for_driver
 from jobs.submit import TOKEN_HINT
 from jobs.supervision import EXIT_STOPPED
 from pipeline.blocks import UnitAccount
-from pipeline.config import Numerics
 from pipeline.errors import ConfigError, IncompleteError, MotionTokensError
-from pipeline.execution import Executor, TokenizeProgress, TokenizeStages
+from pipeline.execution import Answer, Executor, TokenizeProgress, TokenizeStages
 from pipeline.export.tasks import Builder, Result, Task
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
@@ -124,10 +124,9 @@ def stop_behind(error: BaseException) -> Stopped | None:
 
 
 def _local_executor() -> Executor:
-    from pipeline.codec import numerics_here, pick_device
+    from pipeline.codec import pick_device
     from pipeline.plain_loop import build_here, measure_here, tokenize_here
 
-    device = pick_device()
     return Executor(
         name="local",
         start=lambda: None,
@@ -135,17 +134,15 @@ def _local_executor() -> Executor:
         build=build_here,
         measure=measure_here,
         survives=lambda reader, unit: True,  # what kills this process cannot be told from within
-        numerics=lambda: numerics_here(device),
-        num_cpus=float(num_cores()),
-        num_gpus=float(device.type == "cuda"),
+        ask_worker=_answer_here,
+        cpus_of_nodes=(float(num_cores()),),
+        num_gpus=float(pick_device().type == "cuda"),
     )
 
 
 def _own_ray_executor(stack: ExitStack, metrics_port: int | None) -> Executor:
     """Return an executor on this machine, whose Ray runs from the first `start` until the stack closes."""
     import torch
-
-    from pipeline.codec import numerics_here, pick_device
 
     def start() -> None:
         if not _is_initialized():  # without an import: Ray reads some of its environment when it is imported
@@ -158,8 +155,8 @@ def _own_ray_executor(stack: ExitStack, metrics_port: int | None) -> Executor:
         build=_build_with_ray,
         measure=_measure_with_ray,
         survives=_survives_with_ray,
-        numerics=lambda: numerics_here(pick_device()),
-        num_cpus=float(num_cores()),
+        ask_worker=_answer_here,
+        cpus_of_nodes=(float(num_cores()),),
         num_gpus=float(torch.cuda.device_count()),
     )
 
@@ -179,8 +176,8 @@ def _cluster_executor(run: RunConfig) -> Executor:
         build=_build_with_ray,
         measure=_measure_with_ray,
         survives=_survives_with_ray,
-        numerics=lambda: _numerics_of_a_worker(num_gpus > 0, run),
-        num_cpus=_sure_cpus([node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]),
+        ask_worker=partial(_ask_with_ray, run, num_gpus > 0),
+        cpus_of_nodes=[node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]],
         num_gpus=num_gpus,
     )
 
@@ -213,34 +210,15 @@ def _survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
     return survives_with_ray(reader, unit)
 
 
-def _numerics_of_a_worker(on_gpu: bool, run: RunConfig) -> Numerics:
-    """Ask a worker of the cluster what it computes with: this machine may be another kind.
+def _answer_here(ask: Callable[[], Answer]) -> Answer:
+    return ask()
 
-    Raises:
-        ResourcesError: it has no place for one within `run.wait_for_resources_s`.
-    """
-    import ray
+
+def _ask_with_ray(run: RunConfig, on_gpu: bool, ask: Callable[[], Answer]) -> Answer:
+    from pipeline.graph import ask_with_ray
 
     place = {"GPU": (run.gpus_per_worker or 1.0) if on_gpu else 0.0, "CPU": 0.0 if on_gpu else 1.0}
-    probe: Any = ray.remote(_numerics_there).options(num_gpus=place["GPU"], num_cpus=place["CPU"])
-    try:
-        return Numerics.model_validate(ray.get(probe.remote(), timeout=run.wait_for_resources_s))
-    except ray.exceptions.GetTimeoutError as error:
-        from pipeline.graph import no_place
-
-        raise no_place(1, place, run.wait_for_resources_s) from error
-
-
-def _numerics_there() -> dict[str, Any]:
-    from pipeline.codec import numerics_here, pick_device
-
-    return numerics_here(pick_device()).model_dump()
-
-
-def _sure_cpus(cpus_of_nodes: Sequence[float]) -> float:
-    """Return the CPUs that are left when the largest node is lost: what tokenizers may reserve, or reading starves."""
-    total = sum(cpus_of_nodes)
-    return (total - max(cpus_of_nodes) if sum(cpus > 0 for cpus in cpus_of_nodes) > 1 else total) or 1.0
+    return ask_with_ray(ask, place, run.wait_for_resources_s)
 
 
 def _is_initialized() -> bool:

@@ -1,50 +1,36 @@
 """What a job would write, and how long a device would compute for it: from a sample, before anything is written.
 
-Knows no Ray. A few units are read and cut into windows, a few batches of them encoded with each choice of `emit`.
+Knows no Ray. A few units are read and cut into windows; choice_costs.py encodes some of them with each choice of
+`emit`, where a tokenizer would.
 """
 
 from __future__ import annotations
 
-import os
-import time
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import pyarrow as pa
-import torch
-from numpy.typing import NDArray
 
-from bitwise_vae.checkpoint import read_checkpoint
-from bitwise_vae.encode import CPU_BATCH_WINDOWS, WindowEncoder
-from bitwise_vae.model import BitwiseVAE
-from pipeline.blocks import MotionBlock, TokenBlock
-from pipeline.codec import pick_device
-from pipeline.config import Contract, CorpusSpec, FlipRule, hash64
-from pipeline.emitted import WindowEmitter, WindowSpans
+from pipeline.blocks import MotionBlock
+from pipeline.choice_costs import ChoiceCost, CostSample, measure_costs
+from pipeline.config import FlipRule, hash64
 from pipeline.errors import NoClipLeftError
 from pipeline.execution import Executor
-from pipeline.export.parquet import shard_to_parquet
-from pipeline.export.webdataset import shard_to_tar
-from pipeline.job_config import EMITTED, Emitted
+from pipeline.job_config import Emitted
+from pipeline.manifest import read_manifest
 from pipeline.plan import Plan, Unit
 from pipeline.read_units import UnitReader
 from pipeline.request import Job
-from pipeline.schema import emitted_columns
 from pipeline.token_store import missing_units
-from pipeline.write_fragments import token_rows
 
 SAMPLE_UNITS, SAMPLE_BYTES = 16, 256 << 20
 """Units that are read at most, and bytes of their input, beyond the first two."""
 
 SIZED_WINDOWS = 64
-"""Windows, of whole clips, whose rows are written in memory to see what one takes."""
-
-PROBE_S, MAX_ROUNDS = 1.0, 8
-"""Seconds that a choice is measured for, about, and how often at most; at least twice after a first time."""
-
-Int64s = NDArray[np.int64]
+"""Windows, of whole clips, that are encoded and whose rows are written in memory to see what one takes."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +84,8 @@ class JobEstimate:
     input_bytes: int
     windows: WindowCount
     device: str
-    num_devices: int
-    """Devices that would share the hours: GPUs; on a CPU one, all its cores together."""
+    num_devices: float
+    """Devices that would share the hours: GPUs that the tokenizers take; on CPUs one, all cores of a machine."""
     formats: tuple[str, ...]
     windows_per_shard: int
     shard_s: float
@@ -108,6 +94,8 @@ class JobEstimate:
     """Units of the configured choice that have a fragment already."""
     todo_share: float
     """Share of the input, by bytes, whose units have none."""
+    is_extended: bool
+    """Whether a dataset stands, whose shards are taken over where their units stay as they are."""
     choices: tuple[ChoiceEstimate, ...]
 
     @property
@@ -127,6 +115,13 @@ class JobEstimate:
         """Windows that a run would encode."""
         return round(self.windows.num_windows * self.todo_share)
 
+    @property
+    def export_shards(self) -> tuple[int, int]:
+        """Shards that a run would build, about, and windows of each."""
+        windows = max(1, self.num_windows_todo if self.is_extended else self.windows.num_windows)
+        of_shard = min(self.windows_per_shard, windows)
+        return math.ceil(windows / of_shard), of_shard
+
     def described(self) -> dict[str, object]:
         """Return the estimate as plain values, for programs."""
         tree = {**vars(self), "windows": vars(self.windows), "shard_bytes": self.shard_bytes}
@@ -139,30 +134,47 @@ def estimate_job(job: Job, plan: Plan, executor: Executor) -> JobEstimate:
     Args:
         job: prepared, so that it could start.
         plan: of its input.
-        executor: says how many GPUs there are; nothing is started.
+        executor: says what machines there are, and asks one of its workers; nothing else is started.
 
     Raises:
         NoClipLeftError: the units that were read have no window.
         StorageError: storage did not answer after all retries, or an input changed meanwhile.
+        IncompleteError: the cluster has no place for a worker, or it was lost.
     """
     folders = {root.name: root.folder for root in job.roots}
     reader = UnitReader(folders, job.contract.spec, job.clips, job.codec.mean, job.codec.std)
     windows, block = _count_windows(plan, reader)
     missing = missing_units(job.store, plan.units)
-    probe = _Probe(job, block)
-    configured = job.contract.corpus.emit
-    choices = list(dict.fromkeys([(), *((item,) for item in EMITTED), EMITTED, configured]))
+    run, standing = job.config.run, read_manifest(job.output)
+    rule = job.contract.corpus.flips or FlipRule(**job.config.flips.model_dump())
+    num_threads = run.threads or executor.cores_a_machine
+    sample = CostSample(job.codec.data, job.contract, job.export, rule, num_threads, block)
+    measured = executor.ask_worker(partial(measure_costs, sample))
     return JobEstimate(
         input_bytes=plan.num_bytes,
         windows=windows,
         device=job.contract.numerics.device,
-        num_devices=int(executor.num_gpus) or 1,
+        num_devices=run.gpus_of(run.workers_on(executor.num_gpus), executor.num_gpus) or 1.0,
         formats=job.export.formats,
         windows_per_shard=job.export.windows_per_shard,
-        shard_s=probe.shard_s(),
+        shard_s=measured.shard_s,
         num_units_done=len(plan.units) - len(missing),
         todo_share=sum(unit.num_bytes for unit in missing) / max(1, plan.num_bytes),
-        choices=probe.estimate(choices, configured, windows.num_windows),
+        is_extended=standing is not None and standing.spec_id == job.contract.spec.spec_id,
+        choices=tuple(_estimated(cost, job, windows.num_windows) for cost in measured.choices),
+    )
+
+
+def _estimated(cost: ChoiceCost, job: Job, num_windows: int) -> ChoiceEstimate:
+    return ChoiceEstimate(
+        emit=cost.emit,
+        is_configured=cost.emit == job.contract.corpus.emit,
+        parquet_window_bytes=cost.parquet_bytes,
+        tar_window_bytes=cost.tar_bytes,
+        parquet_bytes=cost.parquet_bytes * num_windows,
+        tar_bytes=cost.tar_bytes * num_windows,
+        windows_per_s=cost.windows_per_s,
+        device_hours=num_windows / cost.windows_per_s / 3600,
     )
 
 
@@ -240,128 +252,3 @@ def _extrapolated(counts: Sequence[int], sizes: Sequence[int], plan: Plan) -> tu
     unread = 1 - len(found) / len(plan.units)
     error = len(plan.units) * (spread * unread / len(found)) ** 0.5
     return round(total), round(2 * error)
-
-
-class _Probe:
-    """Measures choices of `emit` on windows of one block. Built and used up by `estimate_job`."""
-
-    def __init__(self, job: Job, block: MotionBlock) -> None:
-        corpus, run = job.contract.corpus, job.config.run
-        self._windows_per_sample = job.export.windows_per_sample
-        self._contract, self._block, self._formats = job.contract, block, job.export.formats
-        self._model: BitwiseVAE = read_checkpoint(job.codec.data, "codec.safetensors")
-        self._num_threads = run.threads or os.cpu_count() or 1
-        self._encoder = WindowEncoder(
-            self._model,
-            precision=corpus.precision,
-            batch_size=corpus.batch_size,
-            device=pick_device(),
-            num_threads=self._num_threads,
-        )
-        self._rule = corpus.flips or FlipRule(**job.config.flips.model_dump())
-        self._motion = torch.tensor(block.motion)
-        self._spans = _spans_of(block)
-
-    def estimate(
-        self, choices: Sequence[tuple[Emitted, ...]], configured: tuple[Emitted, ...], num_windows: int
-    ) -> tuple[ChoiceEstimate, ...]:
-        """Return what each choice costs for so many windows."""
-        corpora = [self._corpus(emit) for emit in choices]
-        estimates = []
-        for emit, corpus, speed in zip(choices, corpora, self._windows_per_s(corpora), strict=True):
-            parquet, tar = self._window_bytes(corpus)
-            estimate = ChoiceEstimate(
-                emit=emit,
-                is_configured=emit == configured,
-                parquet_window_bytes=parquet,
-                tar_window_bytes=tar,
-                parquet_bytes=parquet * num_windows,
-                tar_bytes=tar * num_windows,
-                windows_per_s=speed,
-                device_hours=num_windows / speed / 3600,
-            )
-            estimates.append(estimate)
-        return tuple(estimates)
-
-    def _corpus(self, emit: tuple[Emitted, ...]) -> CorpusSpec:
-        flips = self._rule if "flips" in emit else None
-        return self._contract.corpus.model_copy(update={"emit": emit, "flips": flips})
-
-    def _windows_per_s(self, corpora: Sequence[CorpusSpec]) -> list[float]:
-        """Encode full batches with each choice in turn, round after round; the fastest round counts.
-
-        So what else the machine does at a time weighs on all choices alike.
-        """
-        is_cpu = self._encoder.device.type == "cpu"
-        batch = self._num_threads * CPU_BATCH_WINDOWS if is_cpu else self._encoder.batch_size
-        spans = _repeated(self._spans, max(batch, self._encoder.batch_size))
-        emitters = [WindowEmitter(self._model, self._encoder, corpus) for corpus in corpora]
-
-        def seconds(emitter: WindowEmitter) -> float:
-            begin = time.perf_counter()
-            emitter.encode(self._motion, spans)
-            return time.perf_counter() - begin
-
-        first_s = max(seconds(emitter) for emitter in emitters)
-        num_rounds = min(MAX_ROUNDS, max(2, round(PROBE_S / first_s)))
-        rounds = [[seconds(emitter) for emitter in emitters] for _ in range(num_rounds)]
-        return [len(spans.start_frame) / min(measured) for measured in zip(*rounds, strict=True)]
-
-    def shard_s(self) -> float:
-        """Return the seconds that the rows of a window take to become a part of shards, in the formats configured."""
-        tokens = _rows_of(self._block, self._contract)
-        begin = time.perf_counter()
-        if "parquet" in self._formats:
-            shard_to_parquet(tokens, self._contract)
-        if "webdataset" in self._formats:
-            shard_to_tar(tokens, self._contract.codec, self._contract.corpus, self._windows_per_sample)
-        return (time.perf_counter() - begin) / int(tokens.num_rows)
-
-    def _window_bytes(self, corpus: CorpusSpec) -> tuple[int, int]:
-        """Return what a window takes in Parquet and in a tar, as rows of the sample do; arrays are zeros there."""
-        contract = Contract(codec=self._contract.codec, corpus=corpus, numerics=self._contract.numerics)
-        tokens = _rows_of(self._block, contract)
-        few = tokens.slice(0, 0)
-
-        def each(written: Callable[[pa.Table], bytes | bytearray]) -> int:
-            return -((len(written(few)) - len(written(tokens))) // int(tokens.num_rows))
-
-        parquet = each(lambda rows: shard_to_parquet(rows, contract))
-        return parquet, each(lambda rows: shard_to_tar(rows, contract.codec, corpus, self._windows_per_sample))
-
-
-def _rows_of(block: MotionBlock, contract: Contract) -> pa.Table:
-    """Return the first token rows that a block gives, with zeros for what would be computed."""
-    codec, count = contract.codec, len(block.start_frame)
-    arrays = emitted_columns(codec, contract.corpus)
-    emitted = {array.name: np.broadcast_to(np.zeros(1, array.dtype), (count, *array.shape)) for array in arrays}
-    bits = np.broadcast_to(np.zeros(1, np.uint8), (count, 2, codec.half_bytes))
-    tokens = TokenBlock(
-        block.units, bits, block.ledger, block.start_frame, clip_columns=block.clip_columns, emitted=emitted
-    )
-    ledger = block.ledger.drop_columns(["unit"])
-    return token_rows(ledger, tokens, slice(0, count), block.clip_columns, contract)
-
-
-def _spans_of(block: MotionBlock) -> WindowSpans:
-    windows = block.ledger["num_windows"].to_numpy()
-    kept = windows > 0
-    frames = block.ledger["num_frames"].to_numpy()[kept].astype(np.int64)
-    clip_of_window = np.repeat(np.arange(len(frames)), windows[kept])
-    ends = np.cumsum(frames)
-    names = block.ledger["clip_id"].filter(pa.array(kept)).to_pylist()
-    ids = [names[clip] for clip in clip_of_window]
-    return WindowSpans((ends - frames)[clip_of_window], ends[clip_of_window], block.start_frame, lambda: ids)
-
-
-def _repeated(spans: WindowSpans, count: int) -> WindowSpans:
-    """Return so many windows, those of the sample over and over."""
-    rows = np.arange(count) % len(spans.start_frame)
-    ids = spans.clip_ids()
-    return replace(
-        spans,
-        clip_begin=spans.clip_begin[rows],
-        clip_end=spans.clip_end[rows],
-        start_frame=spans.start_frame[rows],
-        clip_ids=lambda: [ids[int(row)] for row in rows],
-    )

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount
 from pipeline.code_counts import add_codes
@@ -171,6 +171,24 @@ class TokenizeProgress:
         self._observer.on_account(account)
 
 
+Answer = TypeVar("Answer")
+
+
+class AskWorker(Protocol):
+    """How a function is called where a tokenizer would work: on its device, and on its kind of machine."""
+
+    def __call__(self, ask: Callable[[], Answer]) -> Answer:
+        """Return what a function gives there.
+
+        Args:
+            ask: can be pickled, as its answer can.
+
+        Raises:
+            ResourcesError: a cluster has no place for a tokenizer within `run.wait_for_resources_s`.
+            IncompleteError: the worker was lost.
+        """
+
+
 RunStages = Callable[[Sequence[Sequence[Unit]], TokenizeStages, TokenizeProgress], Iterator[UnitAccount]]
 MeasureUnits = Callable[[Sequence[Sequence[Unit]], UnitMeasurer, int | None], Iterator[UnitStatistics]]
 """Measure runs of units in so many tasks at once (None: as many as there is room for), in any order."""
@@ -188,6 +206,37 @@ class Executor:
     """Runs the tasks of an export."""
     measure: MeasureUnits
     survives: Survives
-    numerics: Callable[[], Numerics]
-    num_cpus: float
+    ask_worker: AskWorker
+    cpus_of_nodes: Sequence[float]
+    """CPUs of each machine, 0 where it runs no tasks."""
     num_gpus: float
+
+    @property
+    def num_cpus(self) -> float:
+        """CPUs that are left when the largest machine is lost: what tokenizers may reserve, or reading starves."""
+        total = sum(self.cpus_of_nodes)
+        return (total - max(self.cpus_of_nodes) if self.num_machines > 1 else total) or 1.0
+
+    @property
+    def num_machines(self) -> int:
+        """Machines that run tasks, one at least."""
+        return max(1, sum(cpus > 0 for cpus in self.cpus_of_nodes))
+
+    @property
+    def cores_a_machine(self) -> int:
+        """CPUs of the smallest machine that runs tasks: what one tokenizer can count on."""
+        return max(1, int(min((cpus for cpus in self.cpus_of_nodes if cpus > 0), default=1)))
+
+    def numerics(self) -> Numerics:
+        """Return what tokenizers compute with.
+
+        Raises:
+            ResourcesError, IncompleteError: as `ask_worker` says.
+        """
+        return self.ask_worker(_numerics_there)
+
+
+def _numerics_there() -> Numerics:
+    from pipeline.codec import numerics_here, pick_device
+
+    return numerics_here(pick_device())

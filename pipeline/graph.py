@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_text, units_to_text
 from pipeline.errors import IncompleteError, MotionTokensError, ResourcesError
-from pipeline.execution import TokenizeProgress, Tokenizer, TokenizeStages
+from pipeline.execution import Answer, TokenizeProgress, Tokenizer, TokenizeStages
 from pipeline.export.tasks import Builder, Result, Task
 from pipeline.flow import BEFORE_TOKENS, Flow
 from pipeline.job_hub import JobHub, News
@@ -137,6 +137,25 @@ def no_place(num_workers: int, each: Mapping[str, float], waited_s: float, befor
     )
 
 
+def ask_with_ray(ask: Callable[[], Answer], each: Mapping[str, float], wait_s: float) -> Answer:
+    """Call a function in a worker of its own, with a tokenizer's place on the cluster, and return its answer.
+
+    Raises:
+        ResourcesError: there is no such place in time.
+        IncompleteError: the worker was lost.
+    """
+    host: Any = ray.remote(_Asked).options(num_gpus=each["GPU"], num_cpus=each["CPU"]).remote()
+    try:
+        with raised_as_own():
+            ray.get(host.__ray_ready__.remote(), timeout=wait_s)
+            answer: Answer = ray.get(host.answer.remote(ask))
+    except ray.exceptions.GetTimeoutError as error:
+        raise no_place(1, each, wait_s) from error
+    finally:
+        ray.kill(host)
+    return answer
+
+
 def survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
     """Read every clip of a unit in a worker, and say whether the worker lived; an exception is no death."""
     try:
@@ -173,10 +192,8 @@ def _build_remotely(builder: Builder[Task, Result], task: Task) -> list[Result]:
 def _first_done(waiting: list[Any]) -> list[Any]:
     done, rest = ray.wait(waiting, num_returns=1)
     waiting[:] = rest
-    try:
+    with raised_as_own():
         results: list[Any] = ray.get(done[0])
-    except ray.exceptions.RayError as error:
-        raise own_error(error) from error
     return results
 
 
@@ -238,6 +255,14 @@ def followed(hub: Any, stage: str, row: pa.Table) -> Iterator[None]:
     with told(hub):
         yield
     hub.leave.remote(stage, run, num_retries() - retried)
+
+
+class _Asked:
+    """Answers one question where it was placed; built and ended by `ask_with_ray`."""
+
+    def answer(self, ask: Callable[[], Any]) -> Any:
+        """Return what a function gives here."""
+        return ask()
 
 
 @dataclass(frozen=True)
@@ -371,6 +396,20 @@ def rows_of(dataset: Any, column: str, on_tick: Callable[[], None]) -> Iterator[
 @dataclass(frozen=True)
 class _Failure:
     error: BaseException
+
+
+@contextmanager
+def raised_as_own(hub: Any = None) -> Iterator[None]:
+    """Raise what `own_error` makes of an error; one that says that time is over stays what it is."""
+    try:
+        yield
+    except ray.exceptions.GetTimeoutError:
+        raise
+    except Exception as error:
+        found = own_error(error, hub)
+        if found is error:
+            raise  # `from` would make it the cause of itself
+        raise found from error
 
 
 def own_error(error: BaseException, hub: Any = None) -> BaseException:

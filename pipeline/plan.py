@@ -23,9 +23,6 @@ from pipeline.storage import InputRoot, StoredFile
 
 FOOTER_THREADS = 16
 
-RUN_BYTES = 128 << 20
-"""Motion that one task carries at most, beyond its first unit."""
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -61,16 +58,14 @@ class Plan:
         return sum(unit.num_bytes for unit in self.units)
 
 
-def group_units(units: Sequence[Unit], num_workers: int, most_bytes: int | None = None) -> list[list[Unit]]:
+def group_units(units: Sequence[Unit], num_workers: int, most_bytes: int) -> list[list[Unit]]:
     """Return runs of units: what one task carries.
 
-    A run ends at `RUN_BYTES`, or earlier so that every worker gets several.
-
     Args:
-        most_bytes: where a run ends at the latest, if that is less.
+        most_bytes: where a run ends, or earlier so that every worker gets several; a unit is never divided.
     """
     total = sum(unit.num_bytes for unit in units)
-    target = min(RUN_BYTES if most_bytes is None else min(RUN_BYTES, most_bytes), total // (4 * num_workers))
+    target = min(most_bytes, total // (4 * num_workers))
     runs: list[list[Unit]] = []
     num_bytes = 0
     for unit in units:

@@ -23,8 +23,9 @@ from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
 from pipeline.tokenize_job import runs_and_stages
 
-WARM_UP_SHARE = 0.1
-"""Of the time measured, at its beginning, that does not count: tokenizers do not all begin at once."""
+WARM_UP_SHARE = 1 / 3
+"""Of the time measured, at its beginning, that does not count: tokenizers do not all begin at once, and the first rows
+were read while they started, so that a GPU is faster at first than reading lets it be."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class ProbeFigures:
 
     executor: str
     num_actors: int
-    start_s: float
-    """Until the executor ran, and a first tokenizer stood ready."""
+    num_gpus: float
+    """That these take; 0 on CPUs."""
+    workers_s: float
+    """Until a first tokenizer stood ready."""
     first_s: float
     """From then to the first windows."""
     measured_s: float
@@ -83,7 +86,8 @@ def probe_units(
         raise NoClipLeftError(
             f"no window in {watch.num_runs} tasks that were probed: probe for longer, --probe SECONDS"
         )
-    return watch.figures(executor.name, stages.num_actors, began)
+    num_gpus = job.config.run.gpus_of(stages.num_actors, executor.num_gpus)
+    return watch.figures(executor.name, stages.num_actors, num_gpus, began)
 
 
 def _keeping_nothing(stages: TokenizeStages) -> TokenizeStages:
@@ -141,7 +145,7 @@ class _Watch(JobObserver):
         self._run_windows += account.num_windows
         self._stage_s.update(account.seconds)
 
-    def figures(self, executor: str, num_actors: int, began: float) -> ProbeFigures:
+    def figures(self, executor: str, num_actors: int, num_gpus: float, began: float) -> ProbeFigures:
         """Return what was measured since `began`, on the monotonic clock."""
         ready_at = self._ready_at or began
         first, last = (self._marks[0], self._marks[-1]) if self._marks else ((ready_at, 0), (time.monotonic(), 0))
@@ -151,7 +155,8 @@ class _Watch(JobObserver):
         return ProbeFigures(
             executor=executor,
             num_actors=num_actors,
-            start_s=ready_at - began,
+            num_gpus=num_gpus,
+            workers_s=ready_at - began,
             first_s=first[0] - ready_at,
             measured_s=span,
             num_windows=last[1] - begin[1],

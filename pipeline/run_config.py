@@ -50,6 +50,7 @@ class RunConfig(Section):
     gpus_per_worker: float | None = Field(None, gt=0, description="GPUs an actor; 0.5: two on one; default: one if any")
     wait_for_resources_s: float = Field(600.0, gt=0, description="how long actors may wait for a place on the cluster")
     threads: int | None = Field(None, ge=1, description="CPU threads an actor; default: cores / workers")
+    row_bytes: int = Field(128 << 20, ge=1, description="motion a task carries at most, beyond its first unit")
     local: bool = Field(False, description="plain loop in this process, without Ray")
     address: str | None = Field(None, min_length=1, description="Ray cluster: auto or HOST:PORT; default: RAY_ADDRESS")
     when_active: Literal["wait", "leave", "take_over"] = Field("wait", description="while another run is active")
@@ -106,3 +107,7 @@ class RunConfig(Section):
         share = self.gpus_per_worker or 1.0
         a_gpu = int(1 / share + 1e-9) if share < 1 else 1 / share
         return max(1, self.min_workers or 1, int(num_gpus * a_gpu))
+
+    def gpus_of(self, num_workers: int, num_gpus: float) -> float:
+        """Return how many of so many GPUs as many tokenizer actors take."""
+        return min(num_workers * (self.gpus_per_worker or 1.0), num_gpus)

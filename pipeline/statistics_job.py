@@ -22,6 +22,7 @@ from pipeline.motion_statistics import MotionStatistics, input_settings, statist
 from pipeline.plan import Plan, group_units, make_plan
 from pipeline.quarantine import NEXT_STEP, DropReason
 from pipeline.read_units import ClipFilter, UnitReader
+from pipeline.run_config import RunConfig
 from pipeline.sources.registry import open_readable
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 
@@ -76,7 +77,7 @@ def measure_motion(request: StatisticsRequest, executor: Executor, observer: Sta
     measurer = UnitMeasurer(UnitReader(folders, TokenSpec(codec=codec, corpus=corpus), clips), request.fps)
     executor.start()
     total = UnitStatistics("", 0)
-    for unit in _in_order(plan, _measured(plan, measurer, executor, config.run.workers, observer)):
+    for unit in _in_order(plan, _measured(plan, measurer, executor, config.run, observer)):
         total.merge(unit)
         if len(total.by_dims) > MAX_DIMS:
             raise ConfigError(f"the motion has more than {MAX_DIMS} different dims: select with --set input.columns")
@@ -84,12 +85,12 @@ def measure_motion(request: StatisticsRequest, executor: Executor, observer: Sta
 
 
 def _measured(
-    plan: Plan, measurer: UnitMeasurer, executor: Executor, num_workers: int | None, observer: StatisticsObserver
+    plan: Plan, measurer: UnitMeasurer, executor: Executor, run: RunConfig, observer: StatisticsObserver
 ) -> Iterator[UnitStatistics]:
     """Yield every unit of a plan as it is done, those whose task died again without the clips that kill it."""
     missing = {unit.key: unit for unit in plan.units}
-    runs = group_units(plan.units, num_workers or max(1, int(executor.num_cpus)))
-    for unit in executor.measure(runs, measurer, num_workers):
+    runs = group_units(plan.units, run.workers or max(1, int(executor.num_cpus)), run.row_bytes)
+    for unit in executor.measure(runs, measurer, run.workers):
         missing.pop(unit.unit_key)
         observer.on_unit(unit)
         yield unit
@@ -98,7 +99,7 @@ def _measured(
     lost = list(missing.values())
     crashing = {unit.key: find_crashing(unit, measurer.reader, executor.survives) for unit in lost}
     reader = replace(measurer.reader, crashing={key: parts for key, parts in crashing.items() if parts})
-    for unit in executor.measure([[unit] for unit in lost], replace(measurer, reader=reader), num_workers):
+    for unit in executor.measure([[unit] for unit in lost], replace(measurer, reader=reader), run.workers):
         missing.pop(unit.unit_key)
         observer.on_unit(unit)
         yield unit

@@ -13,7 +13,7 @@ import ray
 from ray.data import TaskPoolStrategy
 
 from pipeline.blocks import units_from_text, units_to_text
-from pipeline.graph import CRASH_RETRIES, configure_ray_data, own_error, rows_of, start_hub, told
+from pipeline.graph import CRASH_RETRIES, configure_ray_data, raised_as_own, rows_of, start_hub, told
 from pipeline.plan import Unit
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 
@@ -35,12 +35,10 @@ def measure_with_ray(
         batch_size=1,
         batch_format="pyarrow",
     )
-    try:
+    with raised_as_own(hub):
         for data in rows_of(measured, "statistics", lambda: ray.get(hub.take.remote())):
             yield UnitStatistics.from_bytes(data)
         ray.get(hub.take.remote())
-    except Exception as error:
-        raise own_error(error, hub) from error
 
 
 class _MeasureTask:

@@ -1,14 +1,51 @@
-"""Who waited for whom in a run: one sentence or two, from the seconds of its stages.
+"""Who waited for whom in a run: the clock of a tokenizer, and a sentence or two from the seconds of all stages.
 
 Knows no Ray, storage or tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 LITTLE_WAIT = 0.2
 """Share of their time that tokenizers may wait before reading counts as the limit."""
+
+
+class WorkClock:
+    """Books every second of a worker's life once: as waiting, or as work of the call that ends first after it.
+
+    Built by who does the work, once it can; several calls may work at a time.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Args: clock: seconds that only grow."""
+        self._clock, self._lock = clock, threading.Lock()
+        self._num_calls, self._booked_until = 0, clock()
+
+    @contextmanager
+    def working(self) -> Iterator[dict[str, float]]:
+        """Time a call: give the seconds `wait` and `tokenize` that are to be booked for it, there once it has ended.
+
+        Two calls that work side by side for a second come to one second together.
+        """
+        seconds: dict[str, float] = {}
+        with self._lock:
+            self._num_calls += 1
+            waited_s = self._book() if self._num_calls == 1 else 0.0
+        try:
+            yield seconds
+        finally:
+            with self._lock:
+                self._num_calls -= 1
+                seconds.update(wait=waited_s, tokenize=self._book())
+
+    def _book(self) -> float:
+        """Return the seconds since the last booking."""
+        before, self._booked_until = self._booked_until, self._clock()
+        return self._booked_until - before
 
 
 def who_waits(seconds: Mapping[str, float]) -> str:

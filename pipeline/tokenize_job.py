@@ -6,7 +6,6 @@ Knows no Ray: who runs the stages is handed in (execution.py).
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -172,13 +171,14 @@ def runs_of(job: Job, units: Sequence[Unit], executor: Executor, num_actors: int
 
     A GPU takes less time over as much as a row may hold in memory.
     """
+    row_bytes = job.config.run.row_bytes
     if executor.num_gpus:
-        return group_units(units, num_actors)
+        return group_units(units, num_actors, row_bytes)
     codec, corpus = job.contract.codec, job.contract.corpus
     window_cost = codec.depth * codec.hidden_dim**2 * (1 + corpus.window.phases)
     windows_per_s = CORE_SPEED * _threads_of(job, executor, num_actors) / window_cost
     window_bytes = BYTES_A_NUMBER * corpus.window.stride * codec.motion_dim
-    return group_units(units, num_actors, int(RUN_S * windows_per_s * window_bytes))
+    return group_units(units, num_actors, min(row_bytes, int(RUN_S * windows_per_s * window_bytes)))
 
 
 def stages_of(job: Job, executor: Executor, num_actors: int) -> TokenizeStages:
@@ -207,8 +207,8 @@ def stages_of(job: Job, executor: Executor, num_actors: int) -> TokenizeStages:
 
 def _threads_of(job: Job, executor: Executor, num_actors: int) -> int:
     """Return the threads that each tokenizer computes with."""
-    cores = min(int(executor.num_cpus), os.cpu_count() or 1)
-    return job.config.run.threads or max(1, cores // num_actors)
+    cores = min(executor.cores_a_machine, int(executor.num_cpus) // num_actors)
+    return job.config.run.threads or max(1, cores)
 
 
 def cpu_share(num_cpus: float, num_actors: int) -> float:

@@ -9,8 +9,6 @@ import io
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -26,6 +24,7 @@ from pipeline.codec import numerics_here, pick_device
 from pipeline.config import Contract
 from pipeline.emitted import WindowEmitter, WindowSpans
 from pipeline.errors import IncompleteError, OutputMismatchError
+from pipeline.time_account import WorkClock
 from pipeline.token_store import CONSTANTS_PATH, TokenStore
 
 TELL_INTERVAL_S = 0.5
@@ -85,7 +84,6 @@ class TokenizerActor:
         self._listener = listener
         self._lock = threading.Lock()
         self._untold, self._told_at = -1, time.monotonic()  # the window of zeros does not count
-        self._num_running, self._idle_since = 0, time.perf_counter()
         try:
             self._encoder = WindowEncoder(
                 model,
@@ -105,7 +103,7 @@ class TokenizerActor:
         if not settings.store.folder.exists(CONSTANTS_PATH):
             patch_nums = np.array(contract.codec.patch_nums, np.int32)
             settings.store.folder.publish(CONSTANTS_PATH, constants_to_npz(null_prev, null_this, patch_nums))
-        self._idle_since = time.perf_counter()
+        self._clock = WorkClock()
 
     @property
     def is_shared(self) -> bool:
@@ -119,11 +117,9 @@ class TokenizerActor:
         Raises:
             IncompleteError: the GPU has no memory for a batch; the batch shape is part of the bits and stays.
         """
-        with self._running() as waited_s:
-            begin = time.perf_counter()
+        with self._clock.working() as seconds:
             tokens = self._tokenize(block)
-            seconds = {"wait": waited_s, "tokenize": time.perf_counter() - begin, **self._encoder.take_seconds()}
-        return replace(tokens, seconds={**block.seconds, **seconds})
+        return replace(tokens, seconds={**block.seconds, **seconds, **self._encoder.take_seconds()})
 
     def _tokenize(self, block: MotionBlock) -> TokenBlock:
         num_windows = block.ledger["num_windows"].to_numpy()
@@ -152,19 +148,6 @@ class TokenizerActor:
             clip_columns=block.clip_columns,
             emitted=emitted,
         )
-
-    @contextmanager
-    def _running(self) -> Iterator[float]:
-        """Give how long there was nothing to do before this call, seconds; none where another call runs."""
-        with self._lock:
-            waited_s = 0.0 if self._num_running else time.perf_counter() - self._idle_since
-            self._num_running += 1
-        try:
-            yield waited_s
-        finally:
-            with self._lock:
-                self._num_running -= 1
-                self._idle_since = time.perf_counter()
 
     def _memory_error(self) -> IncompleteError:
         free, total = (size >> 20 for size in torch.cuda.mem_get_info()) if torch.cuda.is_available() else (0, 0)

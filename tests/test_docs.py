@@ -89,6 +89,7 @@ ANOTHER_VALUE = {
     "run.wait_for_resources_s": "60",
     "run.address": "auto",
     "run.threads": "3",
+    "run.row_bytes": "1000",
     "run.local": "true",
     "run.when_active": "leave",
     "run.grace_s": "3",

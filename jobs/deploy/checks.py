@@ -21,11 +21,11 @@ from pipeline.run_config import RunConfig
 MIB, GIB = 1 << 20, 1 << 30
 READS_PER_CPU = 2  # a read task reserves half a CPU
 TASK_BYTES = 384 * MIB
-TASK_BYTES_PER_UNIT_BYTE = 2.5  # 643 MiB were measured with units of 128 MiB, kept between tasks: docs/benchmarks.md
+TASK_BYTES_PER_ROW_BYTE = 2.5  # 643 MiB were measured with rows of 128 MiB, kept between tasks: docs/benchmarks.md
 TOKENIZER_BYTES = 2 * GIB  # PyTorch with its libraries, pinned buffers, one unit cut to windows; a GPU's context
 NODE_BYTES = 1 * GIB  # Ray's own processes
 DRIVER_BYTES = 3 * GIB  # plan, index and gate; 0.6 KB a clip
-UNITS_PER_TOKENIZER = 6  # two in work, and twice as many waiting
+ROWS_PER_TOKENIZER = 6  # two in work, and twice as many waiting
 FRAME_BYTES = 424  # 106 numbers of motion; a codec of fewer makes more windows of a unit
 WINDOW_BYTES = 1461  # a window in a fragment
 STORE_SHARE = 0.9
@@ -126,7 +126,7 @@ def _gpu_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
 
 
 def _memory_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
-    unit = _unit_bytes(job)
+    row = _row_bytes(job)
     num_gpus = 0 if deploy.overlay == "cpu" else deploy.tokenizers.max * deploy.tokenizers.gpus
     num_tokenizers = job.run.workers_on(num_gpus)
     pods = groups(deploy)
@@ -135,24 +135,24 @@ def _memory_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
         reads = READS_PER_CPU * pod.cpus
         hosts = name == "tokenizers" or deploy.overlay == "cpu"
         tokenizers = -(-num_tokenizers // pod.max) if hosts else 0
-        needed = NODE_BYTES + int(reads * (TASK_BYTES + TASK_BYTES_PER_UNIT_BYTE * unit)) + tokenizers * TOKENIZER_BYTES
+        needed = NODE_BYTES + int(reads * (TASK_BYTES + TASK_BYTES_PER_ROW_BYTE * row)) + tokenizers * TOKENIZER_BYTES
         if needed + num_bytes(pod.shm) > num_bytes(pod.memory):
             yield (
-                f"{key}.memory: {pod.memory}, but {reads} tasks with units of {_shown(unit)} (units.bytes, window) and"
-                f" {tokenizers} tokenizers take {_shown(needed)} beside shm ({pod.shm}); say at least"
-                f" {_shown(needed + num_bytes(pod.shm))}, fewer cpus, or smaller units"
+                f"{key}.memory: {pod.memory}, but {reads} tasks with rows of {_shown(row)} (units.bytes, run.row_bytes,"
+                f" window) and {tokenizers} tokenizers take {_shown(needed)} beside shm ({pod.shm}); say at least"
+                f" {_shown(needed + num_bytes(pod.shm))}, fewer cpus, or smaller rows"
             )
-        if store_bytes(pod) * STORE_SHARE < reads * unit:
+        if store_bytes(pod) * STORE_SHARE < reads * row:
             yield (
-                f"{key}.shm: {pod.shm}, but {reads} read tasks put {_shown(reads * unit)} there at once; say at least"
-                f" {_shown(reads * unit / STORE_SHARE**2)}, or fewer cpus"
+                f"{key}.shm: {pod.shm}, but {reads} read tasks put {_shown(reads * row)} there at once; say at least"
+                f" {_shown(reads * row / STORE_SHARE**2)}, or fewer cpus"
             )
-    in_flight = num_tokenizers * UNITS_PER_TOKENIZER * unit
+    in_flight = num_tokenizers * ROWS_PER_TOKENIZER * row
     store = sum(pod.max * store_bytes(pod) for pod in pods.values())
     if store * STORE_SHARE < in_flight:
         yield (
             f"deploy.readers.shm: the object stores of all pods hold {_shown(store)}, but {num_tokenizers} tokenizers"
-            f" keep {UNITS_PER_TOKENIZER} units each in flight, {_shown(in_flight)}; raise shm, or lower run.workers"
+            f" keep {ROWS_PER_TOKENIZER} rows each in flight, {_shown(in_flight)}; raise shm, or lower run.workers"
         )
     if num_bytes(deploy.head.shm) + NODE_BYTES + DRIVER_BYTES > num_bytes(deploy.head.memory):
         yield (
@@ -162,12 +162,13 @@ def _memory_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
         )
 
 
-def _unit_bytes(job: JobConfig) -> int:
-    """Return the size of a unit where it is largest: as motion, or as tokens where windows overlap much."""
+def _row_bytes(job: JobConfig) -> int:
+    """Return the size of a row where it is largest: as motion, a unit at least, or as tokens of overlapping windows."""
+    motion = max(job.units.bytes, job.run.row_bytes)
     window = job.window
     stride = window.stride or (50 if window.preset else 100)
     grids = 1 + (window.phases if window.phases is not None else int(window.preset is not None))
-    return max(job.units.bytes, job.units.bytes // (FRAME_BYTES * stride) * grids * WINDOW_BYTES)
+    return max(motion, motion // (FRAME_BYTES * stride) * grids * WINDOW_BYTES)
 
 
 def _shown(size: float) -> str:

@@ -16,7 +16,7 @@ import ray
 from jobs.session import open_session, stop_behind
 from pipeline.errors import ResourcesError
 from pipeline.execution import JobRecord, TokenizeProgress
-from pipeline.graph import _Watch, start_hub
+from pipeline.graph import _Watch, build_with_ray, start_hub
 from pipeline.job_config import load_config
 from pipeline.observer import JobObserver
 from pipeline.stopping import StopSwitch
@@ -75,6 +75,32 @@ def test_a_cluster_without_gpus_computes_on_its_cpus(ray_local):
     with open_session(load_config(None).run) as executor:
         assert executor.num_gpus == 0
         assert executor.numerics().device.startswith("cpu")
+
+
+def stumble():
+    raise ValueError("no error of ours")
+
+
+class Stumbling:
+    def build(self, task):
+        raise ValueError(f"no error of ours: {task}")
+
+
+def test_a_cluster_answers_in_a_worker(ray_local):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with open_session(load_config(None).run) as executor:
+        assert executor.ask_worker(os.getpid) != os.getpid()
+        assert list(executor.cpus_of_nodes) == [8.0]
+        with pytest.raises(ValueError, match="no error of ours") as caught:
+            executor.ask_worker(stumble)
+        assert stop_behind(caught.value) is None
+
+
+def test_an_error_that_is_not_ours_has_another_cause_than_itself(ray_local):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.raises(ValueError, match="no error of ours: 7") as caught:
+        list(build_with_ray([7], Stumbling()))
+    assert caught.value.__cause__ is not caught.value
 
 
 def hub_and_watch(observer, wait_for_resources_s):

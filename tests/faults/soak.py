@@ -3,8 +3,8 @@
     python tests/faults/soak.py --minutes 30 --json out/soak.json
 
 The job runs in a process of its own, which this one watches from outside; a plot stands beside the JSON. It differs
-from a job of `motion-tokens tokenize` in one thing: `RUN_BYTES` is set to one byte there, so that every unit passes
-alone. As released, a job would gather the same units into a few large tasks, and a growth by task would stay hidden.
+from a job of `motion-tokens tokenize` in one thing: `run.row_bytes` is one byte there, so that every unit passes
+alone. By default, a job would gather the same units into a few large tasks, and a growth by task would stay hidden.
 The time limit ends it (`--max-runtime`, exit code 3), with units left over. Ray Data keeps statistics of every task as
 long as a job runs, about 1.2 KiB each in the driver, 3.5 KiB a unit: at three units a second 0.6 MiB a minute of the
 allowed 1; in a job of full tasks, 128 MB each, some 30 MB after a terabyte.
@@ -68,13 +68,12 @@ def run_job(folder: Path, minutes: float) -> int:
     """Tokenize every unit alone until the time is over, and return the exit code of the command."""
     from rich.console import Console
 
-    import pipeline.plan
     from jobs.tokenize_command import run_tokenize
     from pipeline.errors import MotionTokensError
     from pipeline.job_config import TokenizeRequest, load_config
 
-    pipeline.plan.RUN_BYTES = 1
-    settings = ["units.files=1", "gate=off", f"window.stride={STRIDE}", f"run.max_runtime={60 * minutes:.0f}s"]
+    settings = ["units.files=1", "run.row_bytes=1", "gate=off", f"window.stride={STRIDE}"]
+    settings += [f"run.max_runtime={60 * minutes:.0f}s"]
     request = TokenizeRequest(
         inputs=(str(folder / "motion"),),
         output=str(folder / "tokens"),

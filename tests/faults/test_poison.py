@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
-from pipeline.codec import numerics_here, pick_device
 from pipeline.execution import Executor, JobRecord
 from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.manifest import read_manifest
@@ -60,8 +59,8 @@ def executor(ray_local):
             runs, replace(measurer, reader=lethal(measurer.reader)), num_workers
         ),
         survives=lambda reader, unit: survives_with_ray(lethal(reader), unit),
-        numerics=lambda: numerics_here(pick_device()),
-        num_cpus=8.0,
+        ask_worker=lambda ask: ask(),
+        cpus_of_nodes=(8.0,),
         num_gpus=0.0,
     )
 

@@ -228,8 +228,8 @@ def test_tokenize_in_bad_weather_gives_the_same_bytes(s3, corpus, record_propert
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", [("--local",), ("--workers", "2")], ids=["local", "ray"])
-def test_how_much_bad_weather_slows_a_job_down(s3, corpus, ray_local, monkeypatch, capsys, how):
-    monkeypatch.setattr("pipeline.plan.RUN_BYTES", 1)  # a task a unit, so that Ray has work to do side by side
+def test_how_much_bad_weather_slows_a_job_down(s3, corpus, ray_local, capsys, how):
+    how = (*how, "--set", "run.row_bytes=1")  # a task a unit, so that Ray has work to do side by side
     write_motion(s3, "weather/many", 90)
     outputs = [f"weather/{how[0]}-{weather}" for weather in ("calm", "rough")]
     calm_s, expected = run(s3, s3.endpoint, corpus, outputs[0], "weather/many", how)

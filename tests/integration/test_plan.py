@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
+from jobs.session import open_session
 from jobs.supervision import RAY_COMMANDS
+from pipeline.estimate import estimate_job
+from pipeline.job_config import TokenizeRequest, load_config
+from pipeline.plan import make_plan
+from pipeline.request import prepare
+from pipeline.tokenize_job import runs_of, stages_of
 
 
 @pytest.fixture
@@ -60,6 +68,42 @@ def test_plan_counts_what_is_left_of_an_output(plan, command, tiny_corpus, tiny_
     assert 0 < found["windows_todo"] < found["windows"]["num_windows"]
     assert found["probe"]["num_windows"] > 0
     assert sorted(path for path in (tmp_path / "o").rglob("*") if path.is_file()) == before
+
+
+def test_plan_measures_where_tokenizers_would_work(ray_local, tiny_corpus, tiny_codec, tmp_path, monkeypatch):
+    """As if on 16 pods of eight CPUs, from a head of two."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    asked = []
+    config = load_config(None, ["units.files=1"])
+    request = TokenizeRequest((str(tiny_corpus),), str(tmp_path / "o"), str(tiny_codec), None, None, config)
+    with open_session(config.run) as executor:
+
+        def ask(question):
+            asked.append(question)
+            return executor.ask_worker(question)
+
+        elsewhere = replace(executor, ask_worker=ask, cpus_of_nodes=(0.0, *[8.0] * 16))
+        job = prepare(request, elsewhere)
+        estimate = estimate_job(job, make_plan(job.roots, job.contract.corpus), elsewhere)
+    assert [question.args[0].num_threads for question in asked if isinstance(question, partial)] == [8]
+    assert all(choice.windows_per_s > 0 for choice in estimate.choices)
+    threads = {num: stages_of(job, elsewhere, num).tokenizer.num_threads for num in (1, 15, 60)}
+    assert threads == {1: 8, 15: 8, 60: 2}
+
+
+@pytest.mark.parametrize("num_gpus", [0.0, 1.0])
+def test_rows_carry_as_much_as_is_configured(write_clips, tiny_codec, tmp_path, num_gpus):
+    motion = write_clips(tmp_path / "motion", {f"clip{n:02}": 500 for n in range(64)})
+    rows = {}
+    for row_bytes in (1, 50_000, 1 << 30):
+        config = load_config(None, ["units.files=1", f"run.row_bytes={row_bytes}", "run.local=true"])
+        request = TokenizeRequest((str(motion),), str(tmp_path / "o"), str(tiny_codec), None, None, config)
+        with open_session(config.run) as executor:
+            job = prepare(request, executor)
+            units = make_plan(job.roots, job.contract.corpus).units
+            rows[row_bytes] = len(runs_of(job, units, replace(executor, num_gpus=num_gpus), 1))
+    assert len(units) == rows[1] == 64
+    assert 4 <= rows[1 << 30] <= 5 < rows[50_000] < 64
 
 
 @pytest.mark.parametrize("local", [("--local",), ()])

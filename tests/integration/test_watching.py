@@ -118,7 +118,9 @@ def test_run_json_states_the_estimate_against_what_happened(command, arguments, 
     estimate = record["estimate"]
     assert estimate["is_same_plan"] is True
     assert estimate["windows"] == estimate["happened"]["windows"] == record["counts"]["windows"]
-    assert estimate["wall_ratio"] == pytest.approx(estimate["happened"]["wall_s"] / estimate["wall_s"], rel=0.01)
+    foretold_s = estimate["wall_s"] - estimate["seconds"]["report"]  # which comes after run.json
+    assert estimate["wall_ratio"] == pytest.approx(estimate["happened"]["wall_s"] / foretold_s, rel=0.01)
+    assert set(record["seconds"]) <= set(estimate["seconds"])
     assert "times what plan --probe foretold" in command("runs", tmp_path / "o").text
 
 

@@ -93,16 +93,6 @@ def test_sigterm_exits_143_and_the_same_command_continues(slow_job, tmp_path, ex
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "o")]).exit_code == 0
 
 
-def test_cpus_that_are_sure_outlive_the_loss_of_the_largest_node():
-    from jobs.session import _sure_cpus
-
-    assert _sure_cpus([8.0]) == 8.0
-    assert _sure_cpus([0.0, 2.0, 2.0]) == 2.0
-    assert _sure_cpus([0.0, 16.0]) == 16.0
-    assert _sure_cpus([4.0, 16.0, 8.0]) == 12.0
-    assert _sure_cpus([0.0]) == 1.0
-
-
 def test_sigterm_while_python_ends_leaves_the_exit_code(tmp_path):
     """Modules go last: one whose end takes a moment is met by the signal."""
     program = f"""

@@ -2,9 +2,45 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pipeline.execution import Executor
 
 
-def test_what_workers_of_the_graph_import_needs_no_torch() -> None:
-    """Tasks that read and write start in a fresh process: torch would take seconds of each."""
-    program = "import sys, pipeline.graph; sys.exit('torch' in sys.modules)"
+def executor_of(cpus_of_nodes: Sequence[float], **others: Any) -> Executor:
+    """Return an executor that counts machines and runs nothing."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("only machines are counted here")
+
+    fields: dict[str, Any] = dict.fromkeys(("start", "tokenize", "build", "measure", "survives", "ask_worker"), refuse)
+    return Executor(**{"name": "ray", "num_gpus": 0.0, **fields, "cpus_of_nodes": cpus_of_nodes, **others})
+
+
+@pytest.mark.parametrize(
+    ("cpus_of_nodes", "sure", "machines", "cores"),
+    [
+        ([8.0], 8.0, 1, 8),
+        ([0.0, 2.0, 2.0], 2.0, 2, 2),
+        ([0.0, 16.0], 16.0, 1, 16),
+        ([4.0, 16.0, 8.0], 12.0, 3, 4),
+        ([0.0], 1.0, 1, 1),
+        ([0.5], 0.5, 1, 1),
+    ],
+)
+def test_executor_counts_machines(cpus_of_nodes: list[float], sure: float, machines: int, cores: int) -> None:
+    """The CPUs that are sure outlive the loss of the largest machine; a head that runs no tasks is none."""
+    executor = executor_of(cpus_of_nodes)
+    assert (executor.num_cpus, executor.num_machines, executor.cores_a_machine) == (sure, machines, cores)
+
+
+@pytest.mark.parametrize("module", ["pipeline.graph", "jobs.plan_command", "jobs.tokenize_command"])
+def test_what_has_to_start_fast_imports_no_torch(module: str) -> None:
+    """Tasks that read and write start in a fresh process: torch would take seconds of each. Commands start Ray beside
+    its import, and plan's start is to last as long as a run's.
+    """
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -142,8 +142,8 @@ EXECUTOR = Executor(
     build=build_here,
     measure=measure_here,
     survives=lambda reader, unit: True,
-    numerics=lambda: Numerics(device="cpu", torch="0", pyarrow="0"),
-    num_cpus=1.0,
+    ask_worker=lambda ask: Numerics(device="cpu", torch="0", pyarrow="0"),
+    cpus_of_nodes=(1.0,),
     num_gpus=0.0,
 )
 

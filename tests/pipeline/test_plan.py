@@ -127,7 +127,7 @@ def test_gather_small_obeys_unit_files(make_corpus, unit_files):
     assert len(runs) == (20 if unit_files == 1 else 1)
 
 
-@pytest.mark.parametrize(("most_bytes", "num_runs"), [(None, 8), (5000, 20), (1000, 100), (1, 100), (10**12, 8)])
+@pytest.mark.parametrize(("most_bytes", "num_runs"), [(128 << 20, 8), (5000, 20), (1000, 100), (1, 100), (10**12, 8)])
 def test_group_units_ends_a_run_at_the_most_bytes(make_corpus, most_bytes, num_runs):
     units = make_plan([root_of(files(f"clip{n:03}" for n in range(100)))], make_corpus(unit_files=1)).units
     runs = group_units(units, 2, most_bytes)

@@ -44,13 +44,13 @@ if TYPE_CHECKING:  # it imports torch, which workers that only read or write nee
     from pipeline.tokenizer_actor import TokenizerSettings
 
 UnitRun = Sequence[Unit]
-CALLS_AT_ONCE, CALLS_AHEAD, GPU_CALLS_AHEAD = 2, 2, 16
-"""Rows that a tokenizer on a GPU has in work at a time, and rows that are handed to one before their turn.
-
-Ray Data looks about every 0.1 s for what has finished and hands out more, and later where many rows are under way;
-in that time a GPU is through with three rows or more."""
-READ_AHEAD, GPU_READ_AHEAD = 2.0, 2.0
-"""Rows that lie read, times those that tokenizers were handed: on a GPU about as many as are read at a time."""
+CALLS_AT_ONCE, CALLS_AHEAD = 2, 2
+"""Rows that a tokenizer on a GPU has in work at a time; rows that one on a CPU is handed before their turn."""
+FEWEST_GPU_CALLS_AHEAD, MOST_GPU_CALLS_AHEAD, GPU_AHEAD_BYTES = 4, 16, 2 << 30
+"""Ray Data looks about every 0.1 s for what has finished and hands out more, and later where many rows are under way;
+in that time a GPU is through with three rows of 128 MiB or more."""
+READ_AHEAD = 2.0
+"""Rows that lie read, times those that tokenizers were handed."""
 TICK_S = 0.25
 NODES_INTERVAL_S = 5.0
 CRASH_RETRIES = 2
@@ -66,7 +66,7 @@ def tokenize_with_ray(
     """Read and write in Ray tasks, tokenize in a pool of actors; only accounts reach the driver."""
     if not runs:
         return
-    configure_ray_data(GPU_READ_AHEAD if stages.gpus_per_actor else READ_AHEAD)
+    configure_ray_data()
     hub = start_hub(stages.codec)
     rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
     one_row = {"batch_size": 1, "batch_format": "pyarrow"}
@@ -75,7 +75,7 @@ def tokenize_with_ray(
     tokens = motion.map_batches(
         _HostedTokenizer,
         fn_constructor_args=(hub, stages.tokenizer, stages.host),
-        compute=_actor_pool(stages),
+        compute=_actor_pool(stages, gpu_calls_ahead(runs)),
         num_cpus=stages.cpus_per_actor,
         num_gpus=stages.gpus_per_actor,
         max_restarts=-1,
@@ -105,13 +105,19 @@ def start_hub(weights: bytes) -> Any:
     return _RemoteHub.options(scheduling_strategy=here).remote(weights)
 
 
-def _actor_pool(stages: TokenizeStages) -> ActorPoolStrategy:
+def gpu_calls_ahead(runs: Sequence[UnitRun]) -> int:
+    """Return how many rows a tokenizer on a GPU is handed before their turn: fewer where they are large."""
+    largest = max(sum(unit.num_bytes for unit in run) for run in runs)
+    return max(FEWEST_GPU_CALLS_AHEAD, min(MOST_GPU_CALLS_AHEAD, GPU_AHEAD_BYTES // max(1, largest)))
+
+
+def _actor_pool(stages: TokenizeStages, gpu_calls: int) -> ActorPoolStrategy:
     """Return how many actors there are, and how they take rows."""
     sizes = {"min_size": stages.min_actors or stages.num_actors, "max_size": stages.num_actors}
     if stages.gpus_per_actor:
         return ActorPoolStrategy(
             **sizes,
-            max_tasks_in_flight_per_actor=GPU_CALLS_AHEAD,
+            max_tasks_in_flight_per_actor=gpu_calls,
             enable_true_multi_threading=True,
             max_concurrent_calls_per_actor=CALLS_AT_ONCE,
         )
@@ -325,14 +331,10 @@ class _Watch:
         return no_place(num_workers, each, self._stages.wait_for_resources_s, before)
 
 
-def configure_ray_data(read_ahead: float = READ_AHEAD) -> None:
-    """Set Ray Data up for rows that stand for units: nothing split, nothing printed, no order.
-
-    Args:
-        read_ahead: rows that are read before their turn, times those that tokenizers hold.
-    """
+def configure_ray_data() -> None:
+    """Set Ray Data up for rows that stand for units: nothing split, nothing printed, no order."""
     context = DataContext.get_current()
-    context.downstream_capacity_backpressure_ratio = read_ahead
+    context.downstream_capacity_backpressure_ratio = READ_AHEAD
     context.target_max_block_size = None  # a run of units is never split
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -16,9 +16,10 @@ import ray
 from jobs.session import open_session, stop_behind
 from pipeline.errors import ResourcesError
 from pipeline.execution import JobRecord, TokenizeProgress
-from pipeline.graph import _Watch, build_with_ray, start_hub
+from pipeline.graph import _Watch, build_with_ray, gpu_calls_ahead, start_hub
 from pipeline.job_config import load_config
 from pipeline.observer import JobObserver
+from pipeline.plan import Unit
 from pipeline.stopping import StopSwitch
 
 RUN = Path(__file__).with_name("pool_run.py")
@@ -75,6 +76,12 @@ def test_a_cluster_without_gpus_computes_on_its_cpus(ray_local):
     with open_session(load_config(None).run) as executor:
         assert executor.num_gpus == 0
         assert executor.numerics().device.startswith("cpu")
+
+
+@pytest.mark.parametrize(("mebibytes", "rows"), [(0, 16), (1, 16), (128, 16), (256, 8), (1024, 4)])
+def test_gpus_are_handed_fewer_rows_ahead_where_they_are_large(mebibytes, rows):
+    half = Unit("a", "", mebibytes << 19, ())
+    assert gpu_calls_ahead([[half], [half, half]]) == rows
 
 
 def stumble():

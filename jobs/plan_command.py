@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from jobs.certain_work import is_work_certain
 from jobs.display import Display
 from jobs.estimate_table import print_estimate, print_forecast, print_probe, say
 from jobs.session import open_session
@@ -37,12 +38,13 @@ def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | 
     """
     run = request.config.run
     began, stop_at = time.monotonic(), stop_time(run.deadline, run.max_runtime)
-    is_probed = probe_s is not None
     display = Display(console)
     with _with_output(request) as whole, display.shown(), ExitStack() as stack:
-        if is_probed:
-            display.on_stage("session")
-        executor = stack.enter_context(open_session(run, is_work_certain=is_probed))
+
+        def is_certain() -> bool:
+            return probe_s is not None and is_work_certain(whole, display)
+
+        executor = stack.enter_context(open_session(run, is_certain))
         from pipeline.job_plan import Asked, plan_job
 
         planned = plan_job(whole, executor, display, Asked(began, probe_s, stop_at))

@@ -39,11 +39,12 @@ _LAST_RESORTS: list[threading.Timer] = []
 
 
 @contextmanager
-def open_session(run: RunConfig, is_work_certain: bool = False) -> Iterator[Executor]:
+def open_session(run: RunConfig, is_work_certain: Callable[[], bool] = lambda: False) -> Iterator[Executor]:
     """Give what runs the stages, and stop it at the end; a Ray of our own starts only when there is work.
 
     Args:
-        is_work_certain: then it starts at once, while torch is imported: both take seconds, most of them waiting.
+        is_work_certain: asked before such a Ray; where there will be work it starts at once, while torch is imported:
+            both take seconds, most of them waiting.
     """
     with ExitStack() as stack:
         if run.local:
@@ -52,7 +53,7 @@ def open_session(run: RunConfig, is_work_certain: bool = False) -> Iterator[Exec
             stack.enter_context(ray_running(address=run.address))
             yield _cluster_executor(run)
         else:
-            if is_work_certain:
+            if is_work_certain():
                 _import_ray(is_own=True, metrics_port=run.metrics_port)
                 with _torch_imported():
                     stack.enter_context(ray_running(metrics_port=run.metrics_port))

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from bitwise_vae.config import PRETRAINED
+from jobs.certain_work import is_work_certain
 from jobs.display import Display
 from jobs.json_log import JsonLog
 from jobs.metrics import MetricsObserver
@@ -27,11 +28,11 @@ from jobs.session import are_metrics_taken, open_session, stop_signals
 from pipeline.errors import GateFailedError, MotionTokensError
 from pipeline.execution import JobRecord
 from pipeline.job_config import TokenizeRequest
-from pipeline.manifest import Manifest, is_published, read_manifest, read_staged
+from pipeline.manifest import Manifest, read_manifest, read_staged
 from pipeline.observer import Audience, JobObserver
 from pipeline.run_config import RunConfig
 from pipeline.stopping import StopSwitch, stop_time
-from pipeline.storage import Folder, parent_and_name, read_text, without_secrets
+from pipeline.storage import Folder, read_text, without_secrets
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,7 @@ def _tokenize(run: _Run) -> Manifest:
     stop = StopSwitch(config.grace_s, stop_at)
     with ExitStack() as stack:
         observer = stack.enter_context(_watched(run, stop_at))
-        is_work_certain = not config.local and _is_work_certain(run)
-        if is_work_certain:
-            observer.on_stage("session")
-        executor = stack.enter_context(open_session(config, is_work_certain))
+        executor = stack.enter_context(open_session(config, partial(is_work_certain, run.request, observer)))
         stack.enter_context(stop_signals(stop))
         from pipeline.tokenize_job import JobControl, tokenize_dataset
 
@@ -151,24 +149,6 @@ def _tokenize(run: _Run) -> Manifest:
             if is_staged:
                 _report_staged(run)
             raise
-
-
-def _is_work_certain(run: _Run) -> bool:
-    """Return whether the job will tokenize, as far as names tell: nothing is published, and what it reads is there."""
-    request, options = run.request, run.config.storage_options
-    if is_published(run.output):
-        return False
-    needed = [place.rpartition("=")[2] for place in request.inputs if "://" not in place]
-    if request.checkpoint not in PRETRAINED:
-        needed.append(request.checkpoint)
-    return all(_stands(place, options) for place in needed)
-
-
-def _stands(place: str, options: Mapping[str, Any]) -> bool:
-    """Return whether a file or folder is there; a glob counts as its folder."""
-    fixed, star, _ = place.partition("*")
-    folder, name = parent_and_name((fixed.rpartition("/")[0] or ".") if star else place, options)
-    return folder.exists(name) or bool(folder.child(name).list_names())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -186,3 +187,20 @@ def test_a_run_on_a_ray_that_stands_counts_for_prometheus(command, ray_local, ti
 
 def test_a_port_for_metrics_does_no_harm_without_ray(command, arguments):
     assert command(*arguments, "--set", "run.metrics_port=8089").code == 0
+
+
+def stages_of_a_process(arguments):
+    """Run a command with a Ray of its own, and return its exit code and the stages that its log names."""
+    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments), "--log-format", "json", "--set", "gate=off"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return done.returncode, [line["stage"] for line in lines if line["event"] == "stage"]
+
+
+def test_ray_starts_at_once_where_work_is_certain_and_not_at_all_where_there_is_none(arguments):
+    with_ray = arguments[:-1]
+    code, stages = stages_of_a_process(with_ray)
+    assert (code, stages[:4]) == (0, ["session", "plan", "start", "workers"])
+    assert stages_of_a_process(with_ray) == (0, ["plan"])
+    refused = [*with_ray[:2], f"{with_ray[2]}2", "-c", "missing.pt"]
+    assert stages_of_a_process(refused) == (2, ["plan"])

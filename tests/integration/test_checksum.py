@@ -214,8 +214,6 @@ def test_replay_reads_quarantined_clips_again(command, tokenize, motion, tools, 
 
 
 def test_prepare_tells_of_the_files_that_it_reads(motion, tiny_codec, tmp_path):
-    from pipeline.config import Numerics
-
     class Watcher(JobObserver):
         def __init__(self):
             self.seen = []
@@ -230,8 +228,8 @@ def test_prepare_tells_of_the_files_that_it_reads(motion, tiny_codec, tmp_path):
             self.seen.append(path)
 
     nothing = lambda *args: None  # noqa: E731
-    here = lambda: Numerics(device="x", torch="x", pyarrow="x")  # noqa: E731
-    executor = Executor("local", nothing, nothing, nothing, nothing, nothing, here, 1.0, 0.0)
+    here = lambda ask: ask()  # noqa: E731
+    executor = Executor("local", nothing, nothing, nothing, nothing, nothing, here, (1.0,), 0.0)
     config = load_config(None, ["input.checksum=true"])
     watcher = Watcher()
     prepare(

@@ -152,7 +152,7 @@ def test_run_bench_prints_and_writes_the_results(tmp_path: Path, monkeypatch: py
 
 def test_run_bench_refuses_an_unknown_suite_or_precision() -> None:
     console = Console(file=io.StringIO())
-    with pytest.raises(ConfigError, match="there are: control, encode, export, loader, pipeline, plan, startup"):
+    with pytest.raises(ConfigError, match="there are: control, encode, export, gpus, loader, pipeline, plan, startup"):
         run_bench("pipelines", None, 8, 1, "float32", console)
     with pytest.raises(ConfigError, match="precision"):
         run_bench("pipeline", None, 8, 1, "float8", console)

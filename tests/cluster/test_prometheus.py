@@ -96,7 +96,7 @@ def dashboard_queries() -> list[str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("way", ["address", "submit"])
+@pytest.mark.parametrize("way", [pytest.param("address", marks=pytest.mark.slow), "submit"])
 def test_a_cluster_counts_the_runs_on_it(nodes, write_job, tmp_path, way):
     """By its own port, without a word in the configuration."""
     place = write_job(tmp_path, 12, 3)

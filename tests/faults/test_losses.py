@@ -81,6 +81,7 @@ def test_a_job_whose_ray_died_continues(corpus, tmp_path):
         raylet.send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 3, output
+    assert "run the same command again" in output
     assert not (tmp_path / "o" / "dataset.json").exists()
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("o/_store/*/fragments/*/*.parquet")}
     again = [*process.args, "--local"]

@@ -202,5 +202,3 @@ def test_ray_starts_at_once_where_work_is_certain_and_not_at_all_where_there_is_
     code, stages = stages_of_a_process(with_ray)
     assert (code, stages[:4]) == (0, ["session", "plan", "start", "workers"])
     assert stages_of_a_process(with_ray) == (0, ["plan"])
-    refused = [*with_ray[:2], f"{with_ray[2]}2", "-c", "missing.pt"]
-    assert stages_of_a_process(refused) == (2, ["plan"])

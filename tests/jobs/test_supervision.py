@@ -208,22 +208,6 @@ def copies_of(process):
     return [child for child in process.children(recursive=True) if child.cmdline() == process.cmdline()]
 
 
-def test_a_job_whose_raylet_died_exits_3_and_the_same_command_completes(corpus, tmp_path, start_job):
-    command = tokenize_command(corpus, tmp_path / "o")
-    process = start_job(command, tmp_path / "o")
-    assert len(copies_of(process)) == 1
-    for child in process.children(recursive=True):
-        if child.name() == "raylet":
-            child.kill()
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 3, output
-    assert "run the same command again" in output
-    assert not (tmp_path / "o" / "dataset.json").exists()
-    again = subprocess.run(command, env=ENVIRONMENT, check=False, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert (tmp_path / "o" / "dataset.json").exists()
-
-
 def test_sigterm_to_the_group_stops_a_job_with_ray(corpus, tmp_path, start_job):
     process = start_job(tokenize_command(corpus, tmp_path / "o"), tmp_path / "o")
     os.killpg(process.pid, signal.SIGTERM)

@@ -105,6 +105,12 @@ def content_of_clips(corpus: CorpusSpec) -> str:
     return "motion" if corpus.audio is None else "motion with audio"
 
 
+def _repeated(names: pa.ChunkedArray) -> pa.Array:
+    """Return the names that occur more than once; sorted, since a table of counts takes several times the memory."""
+    ordered = names.take(pc.sort_indices(names))
+    return pc.unique(ordered[1:].filter(pc.equal(ordered[1:], ordered[:-1])))
+
+
 def resolve_duplicates(clips: ClipTable, duplicate_ids: str, content: str = "motion") -> ClipTable:
     """Keep one of the clips that share id and content; reject, or tell apart, those that share the id only.
 
@@ -115,8 +121,7 @@ def resolve_duplicates(clips: ClipTable, duplicate_ids: str, content: str = "mot
     """
     kept = clips.num_windows > 0
     names = clips.table["clip_id"]
-    counts = pc.value_counts(names.filter(pa.array(kept)))
-    contested = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    contested = _repeated(names.filter(pa.array(kept)))
     if not len(contested):
         return clips
     holders: dict[str, list[int]] = defaultdict(list)

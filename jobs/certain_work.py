@@ -5,14 +5,11 @@ Knows names of places only, and neither torch nor Ray.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from bitwise_vae.config import PRETRAINED
 from pipeline.job_config import TokenizeRequest
 from pipeline.manifest import is_published
 from pipeline.observer import JobObserver
-from pipeline.storage import Folder, parent_and_name
+from pipeline.storage import Folder, is_input_there, parent_and_name
 
 
 def is_work_certain(request: TokenizeRequest, observer: JobObserver) -> bool:
@@ -26,17 +23,11 @@ def is_work_certain(request: TokenizeRequest, observer: JobObserver) -> bool:
     options = request.config.run.storage_options
     if is_published(Folder(request.output, options)):
         return False
-    needed = [place.rpartition("=")[2] for place in request.inputs if "://" not in place]
     if request.checkpoint not in PRETRAINED:
-        needed.append(request.checkpoint)
-    if not all(_stands(place, options) for place in needed):
+        folder, name = parent_and_name(request.checkpoint, options)
+        if not folder.exists(name):
+            return False
+    if not all("://" in item or is_input_there(item, options) for item in request.inputs):
         return False
     observer.on_stage("session")
     return True
-
-
-def _stands(place: str, options: Mapping[str, Any]) -> bool:
-    """Return whether a file or folder is there; a glob counts as its folder."""
-    fixed, star, _ = place.partition("*")
-    folder, name = parent_and_name((fixed.rpartition("/")[0] or ".") if star else place, options)
-    return folder.exists(name) or bool(folder.child(name).list_names())

@@ -27,6 +27,7 @@ from pipeline.job_config import EMITTED, Emitted
 from pipeline.schema import emitted_columns
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore, fragment_to_bytes
+from pipeline.tokenizer_actor import spans_of
 from pipeline.write_fragments import token_rows
 
 SHARD_WINDOWS = 4096
@@ -107,7 +108,7 @@ def _windows_per_s(sample: CostSample, corpora: Sequence[CorpusSpec]) -> list[fl
         num_threads=sample.num_threads,
     )
     batch = sample.num_threads * CPU_BATCH_WINDOWS if device.type == "cpu" else encoder.batch_size
-    motion, spans = torch.tensor(sample.block.motion), _repeated(_spans_of(sample.block), max(batch, corpus.batch_size))
+    motion, spans = torch.tensor(sample.block.motion), _repeated(spans_of(sample.block), max(batch, corpus.batch_size))
     emitters = [WindowEmitter(model, encoder, each) for each in corpora]
 
     def seconds(emitter: WindowEmitter) -> float:
@@ -166,17 +167,6 @@ def _rows_of(block: MotionBlock, contract: Contract) -> pa.Table:
     )
     ledger = block.ledger.drop_columns(["unit"])
     return token_rows(ledger, tokens, slice(0, count), block.clip_columns, contract)
-
-
-def _spans_of(block: MotionBlock) -> WindowSpans:
-    windows = block.ledger["num_windows"].to_numpy()
-    kept = windows > 0
-    frames = block.ledger["num_frames"].to_numpy()[kept].astype(np.int64)
-    clip_of_window = np.repeat(np.arange(len(frames)), windows[kept])
-    ends = np.cumsum(frames)
-    names = block.ledger["clip_id"].filter(pa.array(kept)).to_pylist()
-    ids = [names[clip] for clip in clip_of_window]
-    return WindowSpans((ends - frames)[clip_of_window], ends[clip_of_window], block.start_frame, lambda: ids)
 
 
 def _repeated(spans: WindowSpans, count: int) -> WindowSpans:

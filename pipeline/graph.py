@@ -35,7 +35,7 @@ from pipeline.export.tasks import Builder, Result, Task
 from pipeline.flow import BEFORE_TOKENS, Flow
 from pipeline.job_hub import JobHub, News
 from pipeline.plan import Unit
-from pipeline.ray_errors import no_place, own_error, raised_as_own
+from pipeline.ray_errors import no_place, raised_as_own
 from pipeline.read_units import UnitReader
 from pipeline.storage import num_retries
 from pipeline.write_fragments import FragmentWriter
@@ -86,17 +86,14 @@ def tokenize_with_ray(
 
     watch = _Watch(hub, progress, stages)
     try:
-        for text in rows_of(accounts, "account", watch.look):
+        with raised_as_own(hub):
+            for text in rows_of(accounts, "account", watch.look):
+                watch.look()
+                yield UnitAccount.from_text(text)
             watch.look()
-            yield UnitAccount.from_text(text)
-        watch.look()
-    except Exception as error:
-        found = own_error(error, hub)
-        if isinstance(found, IncompleteError):
-            progress.check(is_drained=True)  # a stop took the workers too
-        if found is error:
-            raise  # `from` would make it the cause of itself
-        raise found from error
+    except IncompleteError:
+        progress.check(is_drained=True)  # a stop took the workers too
+        raise
 
 
 def start_hub(weights: bytes) -> Any:

@@ -122,21 +122,9 @@ class TokenizerActor:
         return replace(tokens, seconds={**block.seconds, **seconds, **self._encoder.take_seconds()})
 
     def _tokenize(self, block: MotionBlock) -> TokenBlock:
-        num_windows = block.ledger["num_windows"].to_numpy()
         self._listener.begun(len(block.start_frame), sum(unit.num_bytes for unit in block.units))
-        kept = num_windows > 0
-        num_frames = block.ledger["num_frames"].to_numpy()[kept].astype(np.int64)
-        clip_end = np.cumsum(num_frames)
-        clip_of_window = np.repeat(np.arange(len(num_frames)), num_windows[kept])
-        clip_ids = block.ledger["clip_id"].filter(pa.array(kept))
-        spans = WindowSpans(
-            (clip_end - num_frames)[clip_of_window],
-            clip_end[clip_of_window],
-            block.start_frame,
-            lambda: clip_ids.take(pa.array(clip_of_window)).to_pylist(),
-        )
         try:
-            bits, emitted = self._emitter.encode(_tensor_of(block.motion), spans)
+            bits, emitted = self._emitter.encode(_tensor_of(block.motion), spans_of(block))
         except torch.OutOfMemoryError as error:
             raise self._memory_error() from error
         self._count(0, flush=True)
@@ -164,6 +152,22 @@ class TokenizerActor:
                 return
             untold, self._untold, self._told_at = self._untold, 0, now
         self._listener.encoded(untold)
+
+
+def spans_of(block: MotionBlock) -> WindowSpans:
+    """Return where the windows of a block, and the clips around them, begin and end in its motion."""
+    num_windows = block.ledger["num_windows"].to_numpy()
+    kept = num_windows > 0
+    num_frames = block.ledger["num_frames"].to_numpy()[kept].astype(np.int64)
+    clip_end = np.cumsum(num_frames)
+    clip_of_window = np.repeat(np.arange(len(num_frames)), num_windows[kept])
+    clip_ids = block.ledger["clip_id"].filter(pa.array(kept))
+    return WindowSpans(
+        (clip_end - num_frames)[clip_of_window],
+        clip_end[clip_of_window],
+        block.start_frame,
+        lambda: clip_ids.take(pa.array(clip_of_window)).to_pylist(),
+    )
 
 
 def _tensor_of(motion: np.ndarray) -> torch.Tensor:

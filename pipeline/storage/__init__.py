@@ -8,7 +8,7 @@ from __future__ import annotations
 from pipeline.storage.checksums import with_checksums
 from pipeline.storage.files import StoredFile
 from pipeline.storage.folder import Folder, parent_and_name, read_bytes, read_text
-from pipeline.storage.inputs import InputRoot, open_inputs
+from pipeline.storage.inputs import InputRoot, is_input_there, open_inputs
 from pipeline.storage.retries import num_retries, without_secrets
 from pipeline.storage.scratch import Scratch
 
@@ -17,6 +17,7 @@ __all__ = [
     "InputRoot",
     "Scratch",
     "StoredFile",
+    "is_input_there",
     "num_retries",
     "open_inputs",
     "parent_and_name",

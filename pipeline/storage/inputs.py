@@ -50,9 +50,9 @@ def open_inputs(
     """
     roots: dict[str, InputRoot] = {}
     for position, item in enumerate(inputs):
-        named = _NAMED_INPUT.fullmatch(item)
+        named, path = _name_and_path(item)
         default = str(position) if len(inputs) > 1 else ""
-        name, path = (named[1], named[2]) if named else (default, item)
+        name = default if named is None else named
         if name in roots:
             raise InputNotFoundError(f"two inputs are called {name!r}: write NAME={without_secrets(path)}")
         roots[name] = _open_input(name, path, tuple(known_suffixes), options)
@@ -60,6 +60,21 @@ def open_inputs(
             if not _is_utf8(file.path):
                 raise InputFormatError(f"{roots[name].folder!r} holds {file.path!r}, which is not UTF-8: rename it")
     return list(roots.values())
+
+
+def is_input_there(item: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether an input is a file or a folder that holds anything, a glob's folder for a glob; cheap on disk."""
+    path = _name_and_path(item)[1]
+    parent, basename = parent_and_name(path, options)
+    places = [Folder(path, options)]
+    if _WILDCARDS.search(path):
+        places.append(Folder(_folder_of_glob(path)[0], options))
+    return parent.exists(basename) or any(place.list_names() for place in places)
+
+
+def _name_and_path(item: str) -> tuple[str | None, str]:
+    named = _NAMED_INPUT.fullmatch(item)
+    return (named[1], named[2]) if named else (None, item)
 
 
 def _open_input(name: str, path: str, known: tuple[str, ...], options: Mapping[str, Any] | None) -> InputRoot:
@@ -91,17 +106,23 @@ def _expand_glob(pattern: str, options: Mapping[str, Any] | None) -> tuple[Folde
     """Return the folder before the first wildcard, and its files that match or lie in folders that do."""
     from fsspec.utils import glob_translate
 
-    parts = pattern.rstrip("/").split("/")
-    first = next(index for index, part in enumerate(parts) if _WILDCARDS.search(part))
-    fallback = "/" if pattern.startswith("/") else "."
-    folder = Folder("/".join(parts[:first]) or fallback, options)
-    regex = re.compile(glob_translate("/".join(parts[first:])))
+    fixed, rest = _folder_of_glob(pattern)
+    folder = Folder(fixed, options)
+    regex = re.compile(glob_translate(rest))
 
     def is_match(path: str) -> bool:
         steps = path.split("/")
         return any(regex.match("/".join(steps[:depth])) for depth in range(1, len(steps) + 1))
 
     return folder, [file for file in folder.list_files() if is_match(file.path)]
+
+
+def _folder_of_glob(pattern: str) -> tuple[str, str]:
+    """Return the folder before the first part with a wildcard, and the pattern from there on."""
+    parts = pattern.rstrip("/").split("/")
+    first = next(index for index, part in enumerate(parts) if _WILDCARDS.search(part))
+    fallback = "/" if pattern.startswith("/") else "."
+    return "/".join(parts[:first]) or fallback, "/".join(parts[first:])
 
 
 def _lack(visible: Sequence[StoredFile], known: Sequence[str]) -> str:

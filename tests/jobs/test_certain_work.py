@@ -34,9 +34,13 @@ def test_is_work_certain_where_nothing_is_published_and_all_is_there(request_):
     assert stages.names == ["session"]
 
 
-@pytest.mark.parametrize("inputs", ["motion/a.npz", "face=motion", "motion/*.npz", "motion/sub*/*.npz"])
+@pytest.mark.parametrize(
+    "inputs", ["motion/a.npz", "face=motion", "motion/*.npz", "motion/sub*/*.npz", "motion/?.npz", "by/lang=en"]
+)
 def test_is_work_certain_for_files_names_and_globs_in_a_folder(request_, tmp_path, monkeypatch, inputs):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "by" / "lang=en").mkdir(parents=True)
+    (tmp_path / "by" / "lang=en" / "a.npz").write_bytes(b"")
     assert is_work_certain(replace(request_, inputs=(inputs,)), JobObserver())
 
 

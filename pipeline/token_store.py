@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +30,7 @@ from pipeline.schema import (
 from pipeline.storage import Folder
 
 LISTING_THREADS = 32
+LEDGERS_AT_ONCE = 64
 CONSTANTS_PATH = "constants.npz"
 """Null codes and schedule, written by the first tokenizer before any fragment can exist."""
 
@@ -180,9 +182,11 @@ class TokenStore:
         return VerifyError(f"{self.folder}/{path} is damaged ({error}): delete it, then run tokenize again")
 
     def read_ledgers(self, units: Iterable[tuple[str, str]], threads: int = 8) -> Iterator[pa.Table]:
-        """Yield the ledgers of (unit key, stamp) pairs, in their order."""
+        """Yield the ledgers of (unit key, stamp) pairs, in their order; few are held at once."""
+        following = iter(units)
         with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(lambda unit: self.read_ledger(*unit), units)
+            while group := list(islice(following, LEDGERS_AT_ONCE)):
+                yield from pool.map(lambda unit: self.read_ledger(*unit), group)
 
     def read_contract(self) -> Contract | None:
         """Return the contract of the store, or None where there is no store yet."""

@@ -5,7 +5,7 @@ Knows no Ray or torch.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +22,10 @@ from pipeline.schema import LEDGER_SCHEMA
 
 CLIPS_AT_ONCE = 4096
 """Clips that stand as Python's objects at once."""
+
+CLIPS_A_CHUNK = 1024
+"""Clips whose ledgers melt into one chunk of the table: few stand twice while they are joined, and Arrow's allocator
+finds room for small chunks where others were freed."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +80,21 @@ class ClipTable:
 
 def join_ledgers(ledgers: Iterable[pa.Table]) -> ClipTable:
     """Return the clips of all ledgers, which come in order of units."""
-    tables: list[pa.Table] = []
-    units: list[NDArray[np.int32]] = []
-    rows: list[NDArray[np.int64]] = []
-    for index, ledger in enumerate(ledgers):
-        windows = ledger["num_windows"].to_numpy().astype(np.int64)
-        tables.append(ledger)
-        units.append(np.full(len(windows), index, np.int32))
-        rows.append(np.cumsum(windows) - windows)
-    table = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *tables]).combine_chunks()
-    return ClipTable(
-        table,
-        np.concatenate(units) if units else np.zeros(0, np.int32),
-        np.concatenate(rows) if rows else np.zeros(0, np.int64),
-        table["num_windows"].to_numpy().astype(np.int64),
-        np.zeros(table.num_rows, np.bool_),
-    )
+    chunks: list[pa.Table] = [LEDGER_SCHEMA.empty_table()]
+    lengths: list[int] = []
+    group: list[pa.Table] = []
+    for ledger in ledgers:
+        lengths.append(ledger.num_rows)
+        group.append(ledger)
+        if sum(lengths[-len(group) :]) >= CLIPS_A_CHUNK:
+            chunks.append(pa.concat_tables(group).combine_chunks())
+            group = []
+    table = pa.concat_tables([*chunks, *group])
+    windows = table["num_windows"].to_numpy().astype(np.int64)
+    unit = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    of_unit = np.bincount(unit, windows, minlength=len(lengths)).astype(np.int64)
+    first_row = np.cumsum(windows) - windows - (np.cumsum(of_unit) - of_unit)[unit]
+    return ClipTable(table, unit, first_row, windows, np.zeros(table.num_rows, np.bool_))
 
 
 def texts_of(column: pa.ChunkedArray) -> Iterator[Any]:
@@ -100,15 +103,29 @@ def texts_of(column: pa.ChunkedArray) -> Iterator[Any]:
         yield from column.slice(start, CLIPS_AT_ONCE).to_pylist()
 
 
+def count_drops(drop_reasons: pa.ChunkedArray) -> Counter[str]:
+    """Return how many clips were dropped for each reason; kept ones have an empty one."""
+    return Counter(texts_of(drop_reasons.filter(pc.not_equal(drop_reasons, ""))))
+
+
 def content_of_clips(corpus: CorpusSpec) -> str:
     """Return what the ledgers' digests are of, in words."""
     return "motion" if corpus.audio is None else "motion with audio"
 
 
-def _repeated(names: pa.ChunkedArray) -> pa.Array:
-    """Return the names that occur more than once; sorted, since a table of counts takes several times the memory."""
-    ordered = names.take(pc.sort_indices(names))
-    return pc.unique(ordered[1:].filter(pc.equal(ordered[1:], ordered[:-1])))
+def _holders_of_shared_ids(clips: ClipTable) -> dict[str, list[int]]:
+    """Return the kept clips by id, rising, of every id that several have.
+
+    Numbers are sorted to find them, since the ids themselves, or counts of them, take several times the memory.
+    """
+    names, is_kept = clips.table["clip_id"], clips.num_windows > 0
+    numbers = np.fromiter(map(hash, texts_of(names)), np.int64, len(names))
+    ordered = np.sort(numbers[is_kept])
+    shared = ordered[1:][ordered[1:] == ordered[:-1]]
+    holders: dict[str, list[int]] = defaultdict(list)
+    for index in np.flatnonzero(is_kept & np.isin(numbers, shared)).tolist():
+        holders[names[index].as_py()].append(index)
+    return {clip_id: indices for clip_id, indices in holders.items() if len(indices) > 1}
 
 
 def resolve_duplicates(clips: ClipTable, duplicate_ids: str, content: str = "motion") -> ClipTable:
@@ -119,14 +136,9 @@ def resolve_duplicates(clips: ClipTable, duplicate_ids: str, content: str = "mot
             the content's digest to each.
         content: what the ledgers' digests are of, for the details of drops.
     """
-    kept = clips.num_windows > 0
-    names = clips.table["clip_id"]
-    contested = _repeated(names.filter(pa.array(kept)))
-    if not len(contested):
+    holders = _holders_of_shared_ids(clips)
+    if not holders:
         return clips
-    holders: dict[str, list[int]] = defaultdict(list)
-    for found in np.flatnonzero(pc.is_in(names, value_set=contested).to_numpy() & kept):
-        holders[names[int(found)].as_py()].append(int(found))
     columns = {name: clips.table[name].to_pylist() for name in ("clip_id", "num_windows", "drop_reason", "drop_detail")}
     digests, sources = clips.table["motion_digest"], clips.table["source"]
     is_renamed = clips.is_renamed.copy()

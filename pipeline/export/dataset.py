@@ -20,7 +20,7 @@ from pipeline.drop_limit import check_dropped
 from pipeline.errors import NoClipLeftError
 from pipeline.export.build import Fragment, ShardBuilder
 from pipeline.export.card import dataset_card
-from pipeline.export.clips import ClipTable, content_of_clips, join_ledgers, resolve_duplicates
+from pipeline.export.clips import ClipTable, content_of_clips, count_drops, join_ledgers, resolve_duplicates
 from pipeline.export.index import clip_index, count_clips, quarantine, table_to_parquet, unit_index
 from pipeline.export.publish import WINDOW_INDEX_PATH, Exported
 from pipeline.export.reuse import StandingShards
@@ -143,7 +143,7 @@ def _chosen_clips(
     chosen = resolve_duplicates(chosen, export.duplicate_ids, content_of_clips(source.contract.corpus))
     if not chosen.num_windows.any():
         raise NoClipLeftError(_why_no_clip(chosen))
-    drops = Counter(reason for reason in chosen.table["drop_reason"].to_pylist() if reason)
+    drops = count_drops(chosen.table["drop_reason"])
     num_left = int((chosen.num_windows > 0).sum()) + num_filtered
     check_dropped({"clips": num_left, "dropped_clips": drops.total()}, drops, source.max_dropped)
     return chosen, judged.split_shares
@@ -201,8 +201,7 @@ def _why_no_clip(clips: ClipTable) -> str:
     total = clips.table.num_rows
     if not total:
         return "no clip was found in the input: check input.clips and the input's files"
-    reasons = Counter(clips.table["drop_reason"].to_pylist())
-    reason, count = reasons.most_common(1)[0]
+    reason, count = count_drops(clips.table["drop_reason"]).most_common(1)[0]
     example = clips.table.filter(pc.equal(clips.table["drop_reason"], reason)).slice(0, 1).to_pylist()[0]
     where = f" ({example['where']})" if example["where"] else ""
     return (

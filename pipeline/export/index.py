@@ -6,7 +6,6 @@ Knows no Ray, torch or storage. Everything is derived from ledgers and the layou
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.export.clips import ClipTable
+from pipeline.export.clips import ClipTable, count_drops
 from pipeline.export.layout import ShardLayout
+from pipeline.export.splits import Splits
 from pipeline.manifest import SplitCounts
 from pipeline.schema import (
     CLIP_INDEX_SCHEMA,
@@ -24,15 +24,18 @@ from pipeline.schema import (
     UNIT_INDEX_SCHEMA,
 )
 
+ROWS_A_GROUP = 4096
+"""Of the tables beside the shards: what their writer holds at once."""
+
 
 def table_to_parquet(table: pa.Table) -> bytes:
     """Return a small table as a Parquet file."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_A_GROUP)
     return sink.getvalue()
 
 
-def clip_index(clips: ClipTable, splits: Sequence[str], shards: Sequence[ShardLayout]) -> pa.Table:
+def clip_index(clips: ClipTable, splits: Splits, shards: Sequence[ShardLayout]) -> pa.Table:
     """Return index/clips.parquet: where every clip's windows begin, or why it has none.
 
     `first_shard` counts the shards of one format in the order of dataset.json; both it and `first_row`
@@ -40,17 +43,16 @@ def clip_index(clips: ClipTable, splits: Sequence[str], shards: Sequence[ShardLa
     """
     first_shard = np.full(clips.table.num_rows, -1, np.int32)
     first_row = np.full(clips.table.num_rows, -1, np.int32)
-    split_of_clip = np.array(splits, dtype=np.str_)
     for split in sorted({shard.split for shard in shards if not shard.shuffle_seed}):
         members = np.array([index for index, shard in enumerate(shards) if shard.split == split])
         ends = np.cumsum([shards[index].num_windows for index in members])
-        chosen = np.flatnonzero((split_of_clip == split) & (clips.num_windows > 0))
+        chosen = np.flatnonzero(splits.holds(split) & (clips.num_windows > 0))
         first_window = np.cumsum(clips.num_windows[chosen]) - clips.num_windows[chosen]
         nth = np.searchsorted(ends, first_window, side="right")
         first_shard[chosen] = members[nth]
         first_row[chosen] = first_window - np.concatenate([[0], ends])[nth]
     columns = {name: clips.table[name] for name in ("clip_id", "source", "num_frames", "num_windows", "drop_reason")}
-    columns |= {"split": pa.array(splits, pa.string()), "first_shard": first_shard, "first_row": first_row}
+    columns |= {"split": splits.to_arrow(), "first_shard": first_shard, "first_row": first_row}
     return pa.table({name: columns[name] for name in CLIP_INDEX_SCHEMA.names}, schema=CLIP_INDEX_SCHEMA)
 
 
@@ -72,10 +74,9 @@ def count_clips(index: pa.Table, fps: float, num_units: int) -> ClipCounts:
     """
     windows = index["num_windows"].to_numpy().astype(np.int64)
     frames = index["num_frames"].to_numpy().astype(np.int64)
-    split_of_clip = np.array(index["split"].to_pylist(), dtype=np.str_)
     splits: dict[str, SplitCounts] = {}
-    for split in sorted(set(split_of_clip[windows > 0].tolist())):
-        inside = (split_of_clip == split) & (windows > 0)
+    for split in sorted(pc.unique(index["split"].filter(pa.array(windows > 0))).to_pylist()):
+        inside = pc.equal(index["split"], split).to_numpy() & (windows > 0)
         num_frames = int(frames[inside].sum())
         splits[split] = SplitCounts(
             clips=int(inside.sum()),
@@ -83,7 +84,7 @@ def count_clips(index: pa.Table, fps: float, num_units: int) -> ClipCounts:
             frames=num_frames,
             hours=round(num_frames / fps / 3600, 6),
         )
-    drops = Counter(reason for reason in index["drop_reason"].to_pylist() if reason)
+    drops = count_drops(index["drop_reason"])
     counts = {
         "units": num_units,
         "clips": int((windows > 0).sum()),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import ExportSpec, digest_of, hash64
 from pipeline.export.clips import ClipTable
+from pipeline.export.splits import Splits
 
 Intervals = NDArray[np.int64]
 
@@ -45,9 +46,7 @@ class ShardLayout:
         return sum(piece.num_windows for piece in self.pieces)
 
 
-def lay_out_shards(
-    clips: ClipTable, splits: Sequence[str], unit_keys: Sequence[str], export: ExportSpec
-) -> list[ShardLayout]:
+def lay_out_shards(clips: ClipTable, splits: Splits, unit_keys: Sequence[str], export: ExportSpec) -> list[ShardLayout]:
     """Return every shard of a dataset: split by split (in name order), units in order of their key.
 
     Shards of a global shuffle are laid out in shuffle.py.
@@ -57,9 +56,8 @@ def lay_out_shards(
         unit_keys: key of each unit that `clips.unit` counts.
     """
     shards: list[ShardLayout] = []
-    split_of_clip = np.array(splits, dtype=np.str_)
-    for split in sorted(set(splits)):
-        chosen = np.flatnonzero((split_of_clip == split) & (clips.num_windows > 0))
+    for split in splits.names:
+        chosen = np.flatnonzero(splits.holds(split) & (clips.num_windows > 0))
         pieces = list(pieces_of_units(clips, chosen))
         for group in _cut(pieces, unit_keys, export.windows_per_shard):
             keys = [unit_keys[piece.unit] for piece in group]

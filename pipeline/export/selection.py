@@ -98,7 +98,8 @@ def judge_clips(
         with_rows = first + np.flatnonzero(clips.num_rows[first:last])
         if not len(with_rows):
             return
-        columns = {name: clips.table[name].take(pa.array(with_rows)) for name in CLIP_KINDS}
+        ledger = clips.table.slice(first, last - first)
+        columns = {name: ledger[name].take(pa.array(with_rows - first)) for name in CLIP_KINDS}
         if names:
             values = read(unit, names)
             columns |= {name: values[name].take(pa.array(clips.first_row[with_rows])) for name in names}
@@ -193,7 +194,10 @@ def _spans(clips: ClipTable, chosen: Int64s, where: Where, contract: Contract) -
         clip_of = np.repeat(group, counts)
         all_starts = np.concatenate(starts)
         row = np.arange(len(all_starts)) - np.repeat(np.cumsum(counts) - counts, counts) + clips.first_row[clip_of]
-        kept = windows_passing(where, all_starts, lengths[clip_of], sources.take(pa.array(clip_of)), frames)
+        sources_of = sources.slice(group[0], group[-1] - group[0] + 1)  # taken of all, every group would copy all
+        kept = windows_passing(
+            where, all_starts, lengths[clip_of], sources_of.take(pa.array(clip_of - group[0])), frames
+        )
         found.append(_runs(clip_of[kept], row[kept]))
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
     clip, start, stop = columns if columns else [np.zeros(0, np.int64)] * 3

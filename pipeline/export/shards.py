@@ -17,6 +17,7 @@ from pipeline.export.clips import ClipTable
 from pipeline.export.layout import ShardLayout, lay_out_shards
 from pipeline.export.reuse import Recipes, StandingShards, recipes_of
 from pipeline.export.shuffle import lay_out_shuffle
+from pipeline.export.splits import Splits
 from pipeline.export.tasks import RunTasks
 from pipeline.export.window_index import WindowIndex
 from pipeline.manifest import ShardFile
@@ -28,8 +29,7 @@ class ClipsToExport:
     """What is to be written: clips with their splits, and where their units' tokens stand."""
 
     clips: ClipTable
-    splits: Sequence[str]
-    """By clip."""
+    splits: Splits
     fragments: Sequence[Fragment]
     """By unit."""
 

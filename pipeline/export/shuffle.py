@@ -24,6 +24,7 @@ from pipeline.export.build import Fragment, Renames, ShardBuilder, ShardResult, 
 from pipeline.export.clips import ClipTable
 from pipeline.export.layout import pieces_of_units
 from pipeline.export.permutation import Permutation
+from pipeline.export.splits import Splits
 from pipeline.export.tasks import RunTasks
 from pipeline.storage import Folder
 
@@ -246,7 +247,7 @@ def forget_dealt(output: Folder) -> None:
 
 def lay_out_shuffle(
     clips: ClipTable,
-    splits: Sequence[str],
+    splits: Splits,
     fragments: Sequence[Fragment],
     renames: Mapping[int, Renames],
     export: ExportSpec,
@@ -260,11 +261,12 @@ def lay_out_shuffle(
         renames: by unit.
         window_bytes: bytes of a token row, about; no byte of the dataset depends on it.
     """
-    split_of_clip = np.array(splits, dtype=np.str_)
     shuffled: list[ShuffledSplit] = []
     pieces: dict[int, list[DealtPiece]] = {}
-    for name in sorted(set(split_of_clip[clips.num_windows > 0].tolist())):
-        chosen = np.flatnonzero((split_of_clip == name) & (clips.num_windows > 0))
+    for name in splits.names:
+        chosen = np.flatnonzero(splits.holds(name) & (clips.num_windows > 0))
+        if not len(chosen):
+            continue
         num_windows = 0
         for piece in pieces_of_units(clips, chosen):
             pieces.setdefault(piece.unit, []).append(DealtPiece(len(shuffled), num_windows, piece.intervals))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import ExportSpec, digest_of, hash64
@@ -21,9 +23,28 @@ from pipeline.storage import read_text
 UNLISTED = "unlisted"
 
 
+@dataclass(frozen=True)
+class Splits:
+    """The split of every clip; built by `assign_splits`."""
+
+    names: tuple[str, ...]
+    """All splits, in order of their names."""
+    of_clip: NDArray[np.int32]
+    """(num_clips,) index into the names."""
+
+    def holds(self, name: str) -> NDArray[np.bool_]:
+        """Return (num_clips,) whether a clip is of a split."""
+        is_of: NDArray[np.bool_] = self.of_clip == self.names.index(name)
+        return is_of
+
+    def to_arrow(self) -> pa.Array:
+        """Return the name of every clip's split."""
+        return pa.DictionaryArray.from_arrays(self.of_clip, pa.array(self.names, pa.string())).dictionary_decode()
+
+
 def assign_splits(
     clips: ClipTable, export: ExportSpec, listed: Mapping[str, str], shares: NDArray[np.float64] | None = None
-) -> list[str]:
+) -> Splits:
     """Return the split of every clip, dropped ones too.
 
     A 64-bit hash of the salted id (or of another column) falls into the ratios' shares of the line, so a clip keeps
@@ -35,13 +56,17 @@ def assign_splits(
     """
     splits = export.splits
     if splits.by == "file":
-        return [_listed_split(clip_id, listed) for clip_id in texts_of(clips.table["clip_id"])]
+        names = sorted({*listed.values(), UNLISTED})
+        index_of = {name: index for index, name in enumerate(names)}
+        found = (index_of[_listed_split(clip_id, listed)] for clip_id in texts_of(clips.table["clip_id"]))
+        return Splits(tuple(names), np.fromiter(found, np.int32))
     names = list(splits.ratios)
     edges = np.cumsum([splits.ratios[name] for name in names])
     if shares is None:
         shares = split_shares(splits.salt, texts_of(clips.table[splits.by]))
-    index = np.minimum(np.searchsorted(edges, shares, side="right"), len(names) - 1)
-    return [names[i] for i in index]
+    nth = np.minimum(np.searchsorted(edges, shares, side="right"), len(names) - 1)
+    rank = np.argsort(np.argsort(names)).astype(np.int32)
+    return Splits(tuple(sorted(names)), rank[nth])
 
 
 def _listed_split(clip_id: str, listed: Mapping[str, str]) -> str:

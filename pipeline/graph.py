@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_text, units_to_text
 from pipeline.errors import IncompleteError, ResourcesError
-from pipeline.execution import Answer, TokenizeProgress, Tokenizer, TokenizeStages
+from pipeline.execution import WRITER_CPUS, Answer, TokenizeProgress, Tokenizer, TokenizeStages, num_writers
 from pipeline.export.tasks import Builder, Result, Task
 from pipeline.flow import BEFORE_TOKENS, Flow
 from pipeline.job_hub import JobHub, News
@@ -51,6 +51,10 @@ FEWEST_GPU_CALLS_AHEAD, MOST_GPU_CALLS_AHEAD, GPU_AHEAD_BYTES = 4, 16, 2 << 30
 in that time a GPU is through with three rows of 128 MiB or more."""
 READ_AHEAD = 2.0
 """Rows that lie read, times those that tokenizers were handed."""
+READER_CPUS, READER_CPUS_BESIDE_GPUS = 0.5, 0.75
+"""What a reader reserves. Beside GPUs there is about one a core then: as many processes as Ray starts at once."""
+WRITES_AT_ONCE, WRITES_AHEAD = 8, 16
+"""Rows that a writer has in work at a time, for storage answers late; rows that it is handed before their turn."""
 TICK_S = 0.25
 NODES_INTERVAL_S = 5.0
 CRASH_RETRIES = 2
@@ -63,7 +67,7 @@ _RemoteHub: Any = ray.remote(num_cpus=0)(JobHub)
 def tokenize_with_ray(
     runs: Sequence[UnitRun], stages: TokenizeStages, progress: TokenizeProgress
 ) -> Iterator[UnitAccount]:
-    """Read and write in Ray tasks, tokenize in a pool of actors; only accounts reach the driver."""
+    """Read in Ray tasks, tokenize and write in pools of actors; only accounts reach the driver."""
     if not runs:
         return
     configure_ray_data()
@@ -71,7 +75,9 @@ def tokenize_with_ray(
     rows = ray.data.from_items([{"units": units_to_text(run)} for run in runs], override_num_blocks=len(runs))
     one_row = {"batch_size": 1, "batch_format": "pyarrow"}
 
-    motion = rows.map_batches(_ReadTask(stages.reader, hub), num_cpus=0.5, max_retries=CRASH_RETRIES, **one_row)
+    reader_cpus = READER_CPUS_BESIDE_GPUS if stages.gpus_per_actor else READER_CPUS
+    reader = _ReadTask(stages.reader, hub)
+    motion = rows.map_batches(reader, num_cpus=reader_cpus, max_retries=CRASH_RETRIES, **one_row)
     tokens = motion.map_batches(
         _HostedTokenizer,
         fn_constructor_args=(hub, stages.tokenizer, stages.host),
@@ -82,7 +88,15 @@ def tokenize_with_ray(
         max_task_retries=CRASH_RETRIES,
         **one_row,
     )
-    accounts = tokens.map_batches(_WriteTask(stages.writer, hub), num_cpus=0.25, max_retries=CRASH_RETRIES, **one_row)
+    accounts = tokens.map_batches(
+        _HostedWriter,
+        fn_constructor_args=(hub, stages.writer),
+        compute=_writer_pool(stages.num_actors),
+        num_cpus=WRITER_CPUS,
+        max_restarts=-1,
+        max_task_retries=CRASH_RETRIES,
+        **one_row,
+    )
 
     watch = _Watch(hub, progress, stages)
     try:
@@ -119,6 +133,19 @@ def _actor_pool(stages: TokenizeStages, gpu_calls: int) -> ActorPoolStrategy:
             max_concurrent_calls_per_actor=CALLS_AT_ONCE,
         )
     return ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=CALLS_AHEAD)
+
+
+def _writer_pool(num_actors: int) -> ActorPoolStrategy:
+    """Return how many writers there are, and how they take rows.
+
+    They are no tasks: a task that finds every process busy with reading has Ray start another one, dozens at a time.
+    """
+    return ActorPoolStrategy(
+        size=num_writers(num_actors),
+        max_tasks_in_flight_per_actor=WRITES_AHEAD,
+        enable_true_multi_threading=True,
+        max_concurrent_calls_per_actor=WRITES_AT_ONCE,
+    )
 
 
 def ask_with_ray(ask: Callable[[], Answer], each: Mapping[str, float], wait_s: float) -> Answer:
@@ -209,11 +236,11 @@ class _HostedTokenizer:
             return self._tokenizer.tokenize(MotionBlock.from_table(row)).to_table()
 
 
-class _WriteTask:
-    """The write stage as a Ray task: one row of bits in, one account out."""
+class _HostedWriter:
+    """The write stage as a Ray actor, called from several threads: one row of bits in, one account out."""
 
-    def __init__(self, writer: FragmentWriter, hub: Any) -> None:
-        self._writer, self._hub = writer, hub
+    def __init__(self, hub: Any, writer: FragmentWriter) -> None:
+        self._hub, self._writer = hub, writer
 
     def __call__(self, row: pa.Table) -> pa.Table:
         with followed(self._hub, "write", row):

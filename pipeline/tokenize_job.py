@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.drop_limit import TooManyDroppedError, check_dropped
 from pipeline.errors import IncompleteError, NoClipLeftError, OutputMismatchError
-from pipeline.execution import Executor, JobRecord, TokenizeProgress, TokenizeStages
+from pipeline.execution import WRITER_CPUS, Executor, JobRecord, TokenizeProgress, TokenizeStages, num_writers
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset, remove_outdated, stage_dataset
@@ -213,7 +213,7 @@ def _threads_of(job: Job, executor: Executor, num_actors: int) -> int:
 
 def cpu_share(num_cpus: float, num_actors: int) -> float:
     """Return the CPUs an actor reserves, so that reading and writing always keep one (or half of one)."""
-    left = max(num_cpus - 1.0, num_cpus / 2)
+    left = max(num_cpus - 1.0, num_cpus / 2) - WRITER_CPUS * num_writers(num_actors)
     return max(0.01, int(100 * min(1.0, left / num_actors)) / 100)
 
 

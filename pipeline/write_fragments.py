@@ -23,7 +23,7 @@ from pipeline.windows import valid_frames
 
 @dataclass(frozen=True)
 class FragmentWriter:
-    """Built by the driver, sent to every write task; owns only addresses and the contract."""
+    """Built by the driver, sent to every writer; owns only addresses and the contract."""
 
     store: TokenStore
     contract: Contract

@@ -26,7 +26,7 @@ def num_tokenizers() -> int:
     count = 0
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            count += " ".join(child.cmdline()[:1]).startswith("ray::MapWorker")
+            count += " ".join(child.cmdline()[:1]).startswith("ray::MapWorker(MapBatches(_HostedTokenizer)")
     return count
 
 

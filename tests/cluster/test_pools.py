@@ -15,12 +15,13 @@ import ray
 
 from jobs.session import open_session, stop_behind
 from pipeline.errors import ResourcesError
-from pipeline.execution import JobRecord, TokenizeProgress
-from pipeline.graph import _Watch, build_with_ray, gpu_calls_ahead, start_hub
+from pipeline.execution import WRITER_CPUS, JobRecord, TokenizeProgress, num_writers
+from pipeline.graph import READER_CPUS, _Watch, build_with_ray, gpu_calls_ahead, start_hub
 from pipeline.job_config import load_config
 from pipeline.observer import JobObserver
 from pipeline.plan import Unit
 from pipeline.stopping import StopSwitch
+from pipeline.tokenize_job import cpu_share
 
 RUN = Path(__file__).with_name("pool_run.py")
 
@@ -194,3 +195,10 @@ def test_a_run_needs_no_tokenizers_where_all_is_tokenized(lost):
     time.sleep(0.4)
     watch.look()
     assert observer.told == []
+
+
+@pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 8, 64])
+def test_tokenizers_and_writers_leave_a_reader_its_place(num_cpus):
+    for num_actors in range(1, num_cpus + 1):
+        held = num_actors * cpu_share(num_cpus, num_actors) + num_writers(num_actors) * WRITER_CPUS
+        assert held + READER_CPUS <= num_cpus

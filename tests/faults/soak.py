@@ -51,7 +51,8 @@ MAX_FILES_A_MINUTE = 0.2
 EXIT_INCOMPLETE = 3
 END_LIMIT_S = 120.0
 
-DRIVER, TOKENIZER, TASK_WORKERS, ALL_WORKERS = "driver", "tokenizer", "task workers", "all workers"
+DRIVER, TOKENIZER, WRITER = "driver", "tokenizer", "writer"
+TASK_WORKERS, ALL_WORKERS = "task workers", "all workers"
 SERVANTS = "ray's servants"
 SERVERS = {"raylet": "raylet", "gcs_server": "gcs server"}
 OBJECTS, PAGES = "object store: objects", "object store: pages"
@@ -178,7 +179,7 @@ def role_of(line: list[str]) -> str | None:
     if title in SERVANT_TITLES:
         return SERVANTS
     if title.startswith("ray::MapWorker"):
-        return TOKENIZER
+        return WRITER if "_HostedWriter" in title else TOKENIZER
     if TASK_TITLE.match(title):
         return TASK_WORKERS
     actor = ACTOR_TITLE.match(title)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # tokenizer_actor.py imports torch, which tasks that only rea
     from pipeline.tokenizer_actor import TokenizeListener, TokenizerSettings
 
 
-TOKENIZERS_A_WRITER = 4
-"""A row of 3,000 windows is written in 0.02 s of a core."""
+TOKENIZERS_A_WRITER = 2
+"""A row of 3,000 windows is written in 0.02 s of a core; remote storage may take ten times as long to answer."""
 WRITER_CPUS = 0.01
 """What a writer reserves: next to nothing, for where there is but one core, and not nothing, or it may land where no
 work is wanted."""

@@ -1,6 +1,6 @@
 """A Ray cluster of processes that `ray start` makes here, with token authentication; its nodes can be killed.
 
-Knows nothing of the project: commands reach it through the environment.
+Knows nothing of the project but the name of its processes: commands reach it through the environment.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class RayNodes:
         environment: what all nodes, and so all jobs, find beside this process's environment.
         of_head: what the head finds besides.
     """
+
+    TOKENIZERS = "ray::MapWorker(MapBatches(_HostedTokenizer)"
+    """How the processes of a job's tokenizers are called."""
 
     def __init__(
         self, host: Host = HERE, environment: dict[str, str] | None = None, of_head: dict[str, str] | None = None

@@ -105,15 +105,13 @@ def test_the_hook_of_the_head_keeps_what_is_in_work(nodes, corpus, tmp_path):
     output = tmp_path / "o"
     job = hand_in(nodes, tokenize(corpus, output))
     wait_for(lambda: fragments(output))
-    with nodes.held("ray::MapWorker(MapBatches(_HostedTokenizer)"):
+    with nodes.held(nodes.TOKENIZERS):
         ending = subprocess.Popen(hook(nodes), env=nodes.environment, stdout=subprocess.PIPE, text=True)
         time.sleep(ASKED_S)
         assert ending.poll() is None
         num_before = len(fragments(output))
     wait_for(lambda: len(fragments(output)) > num_before, GRACE_S)
-    with nodes.held(
-        "ray::MapWorker(MapBatches(_HostedTokenizer)"
-    ):  # what is not through by the end of the grace time stays behind
+    with nodes.held(nodes.TOKENIZERS):  # what is not through by the end of the grace time stays behind
         told, _ = ending.communicate(timeout=GRACE_S + 60)
     assert ending.returncode == 0, told
     assert "exit code 143" in " ".join(told.split())

@@ -77,10 +77,10 @@ def run_and_lose(nodes, spare, words, has_begun):
             assert client.poll() is None, client.stdout.read()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        with nodes.held("ray::MapWorker(MapBatches(_HostedTokenizer)"):
+        with nodes.held(nodes.TOKENIZERS):
             assert client.poll() is None
             nodes.add(host=spare)
-            tokenizers = [len(found) for found in nodes.hosting("ray::MapWorker(MapBatches(_HostedTokenizer)")]
+            tokenizers = [len(found) for found in nodes.hosting(nodes.TOKENIZERS)]
             assert sum(tokenizers) > 0
             nodes.kill(tokenizers.index(max(tokenizers)))
         said, _ = client.communicate(timeout=600)

@@ -80,12 +80,8 @@ def test_submit_stops_and_resumes(nodes, program, tokenize, tmp_path):
     assert begun.returncode == 0, begun.stderr
     job = begun.stdout.strip()
     wait_for(lambda: list(output.glob("_store/*/fragments/*/*.parquet")))
-    with nodes.held("ray::MapWorker(MapBatches(_HostedTokenizer)"):
-        found = [
-            process.environ()
-            for node in nodes.hosting("ray::MapWorker(MapBatches(_HostedTokenizer)")
-            for process in node
-        ]
+    with nodes.held(nodes.TOKENIZERS):
+        found = [process.environ() for node in nodes.hosting(nodes.TOKENIZERS) for process in node]
         second = program(*tokenize(output, "--set", "run.when_active=leave"))
         stopped = program("stop", job, "--address", nodes.server)
     assert found

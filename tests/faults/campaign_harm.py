@@ -188,7 +188,7 @@ def _interrupt(gateway: Gateway, outage_s: float) -> str:
 
 
 def _kill_workers(process: psutil.Popen, kind: str, chance: random.Random) -> str:
-    """Kill all tokenizers and writers, or one of Ray's workers and agents; waits for the first of them where none runs yet."""
+    """Kill all tokenizers and writers, or one of Ray's workers and agents; waits for the first where none runs yet."""
     prefix = "ray::MapWorker" if kind == "kill_actor" else "ray::"
     while process.poll() is None:
         found = children_named(process, prefix)

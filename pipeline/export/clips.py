@@ -83,12 +83,14 @@ def join_ledgers(ledgers: Iterable[pa.Table]) -> ClipTable:
     chunks: list[pa.Table] = [LEDGER_SCHEMA.empty_table()]
     lengths: list[int] = []
     group: list[pa.Table] = []
+    num_clips = 0
     for ledger in ledgers:
         lengths.append(ledger.num_rows)
         group.append(ledger)
-        if sum(lengths[-len(group) :]) >= CLIPS_A_CHUNK:
+        num_clips += ledger.num_rows
+        if num_clips >= CLIPS_A_CHUNK:
             chunks.append(pa.concat_tables(group).combine_chunks())
-            group = []
+            group, num_clips = [], 0
     table = pa.concat_tables([*chunks, *group])
     windows = table["num_windows"].to_numpy().astype(np.int64)
     unit = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)

@@ -4,28 +4,27 @@
     fragments --build--> shards                                       (build_with_ray)
     fragments --deal--> slots --gather--> shards, shuffled            (build_with_ray, twice)
 
-In the first line, a Ray Data graph, one row is one run of units and one task a stage; the others need
-no graph, only tasks. What a stage does stands in read_units.py,
-tokenizer_actor.py, write_fragments.py, export/build.py and export/shuffle.py; here is only who calls whom, and on what.
-plain_loop.py calls the same stages without Ray.
-Exactly-once comes from planned units and atomic commits, never from Ray: a task may run twice.
+In the first line, a Ray Data graph, one row is one run of units: tasks read it, actors tokenize and write it; the
+others need no graph, only tasks. What a stage does stands in read_units.py, tokenizer_actor.py, write_fragments.py,
+export/build.py and export/shuffle.py; here is only who calls whom, and on what. plain_loop.py calls the same stages
+without Ray.
+Exactly-once comes from planned units and atomic commits, never from Ray: a row may pass a stage twice.
 """
 
 from __future__ import annotations
 
 import math
-import queue
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_text, units_to_text
@@ -36,6 +35,7 @@ from pipeline.flow import BEFORE_TOKENS, Flow
 from pipeline.job_hub import JobHub, News
 from pipeline.plan import Unit
 from pipeline.ray_errors import no_place, raised_as_own
+from pipeline.ray_rows import configure_ray_data, rows_of
 from pipeline.read_units import UnitReader
 from pipeline.storage import num_retries
 from pipeline.write_fragments import FragmentWriter
@@ -49,17 +49,13 @@ CALLS_AT_ONCE, CALLS_AHEAD = 2, 2
 FEWEST_GPU_CALLS_AHEAD, MOST_GPU_CALLS_AHEAD, GPU_AHEAD_BYTES = 4, 16, 2 << 30
 """Ray Data looks about every 0.1 s for what has finished and hands out more, and later where many rows are under way;
 in that time a GPU is through with three rows of 128 MiB or more."""
-READ_AHEAD = 2.0
-"""Rows that lie read, times those that tokenizers were handed."""
 READER_CPUS, READER_CPUS_BESIDE_GPUS = 0.5, 0.75
 """What a reader reserves. Beside GPUs there is about one a core then: as many processes as Ray starts at once."""
 WRITES_AT_ONCE, WRITES_AHEAD = 8, 16
 """Rows that a writer has in work at a time, for storage answers late; rows that it is handed before their turn."""
-TICK_S = 0.25
 NODES_INTERVAL_S = 5.0
 CRASH_RETRIES = 2
 """Tries of a task after its process died; then its units are left to be looked at one by one."""
-_END = object()
 
 _RemoteHub: Any = ray.remote(num_cpus=0)(JobHub)
 
@@ -353,53 +349,3 @@ class _Watch:
     def _no_place(self, num_workers: int, before: str = "") -> ResourcesError:
         each = {"GPU": self._stages.gpus_per_actor, "CPU": self._stages.cpus_per_actor}
         return no_place(num_workers, each, self._stages.wait_for_resources_s, before)
-
-
-def configure_ray_data() -> None:
-    """Set Ray Data up for rows that stand for units: nothing split, nothing printed, no order."""
-    context = DataContext.get_current()
-    context.downstream_capacity_backpressure_ratio = READ_AHEAD
-    context.target_max_block_size = None  # a run of units is never split
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.wait_for_min_actors_s = -1  # they start while the first rows are read
-    context.execution_options.preserve_order = False
-    context.max_errored_blocks = -1  # a dead process loses its own row only; exceptions reach the driver by the hub
-    with suppress(ImportError):  # a part of Ray without promise
-        # Every 5 s Ray Data would send an account of all tasks so far to its statistics actor, which grows by that
-        # without end (tests/faults/soak.py). No setting turns it off; once, at the end, is enough.
-        from ray.data._internal.block_batching.iter_batches import BatchIterator
-
-        BatchIterator.UPDATE_METRICS_INTERVAL_S = float("inf")
-
-
-def rows_of(dataset: Any, column: str, on_tick: Callable[[], None]) -> Iterator[Any]:
-    """Yield a column's values as rows finish, calling `on_tick` about once a second meanwhile."""
-    arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def follow() -> None:
-        try:
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for value in batch[column]:
-                    arrived.put(value.as_py())
-            arrived.put(_END)
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
-            arrived.put(_Failure(error))
-
-    threading.Thread(target=follow, daemon=True, name="ray-rows").start()
-    while True:
-        try:
-            item = arrived.get(timeout=TICK_S)
-        except queue.Empty:
-            on_tick()
-            continue
-        if item is _END:
-            return
-        if isinstance(item, _Failure):
-            raise item.error
-        yield item
-
-
-@dataclass(frozen=True)
-class _Failure:
-    error: BaseException

@@ -13,9 +13,10 @@ import ray
 from ray.data import TaskPoolStrategy
 
 from pipeline.blocks import units_from_text, units_to_text
-from pipeline.graph import CRASH_RETRIES, configure_ray_data, rows_of, start_hub, told
+from pipeline.graph import CRASH_RETRIES, start_hub, told
 from pipeline.plan import Unit
 from pipeline.ray_errors import raised_as_own
+from pipeline.ray_rows import configure_ray_data, rows_of
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import ray
+from ray_nodes import RayNodes
 from typer.testing import CliRunner
 
 from jobs.cli import app
@@ -26,7 +27,7 @@ def num_tokenizers() -> int:
     count = 0
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            count += " ".join(child.cmdline()[:1]).startswith("ray::MapWorker(MapBatches(_HostedTokenizer)")
+            count += " ".join(child.cmdline()[:1]).startswith(RayNodes.TOKENIZERS)
     return count
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config import canonical_json
@@ -22,6 +24,12 @@ from pipeline.token_store import table_from_ipc, table_to_ipc
 
 # A run's ledger says of each clip which of the run's units it belongs to.
 RUN_LEDGER_SCHEMA = LEDGER_SCHEMA.append(pa.field("unit", pa.int32(), nullable=False))
+
+
+def count_drops(drop_reasons: pa.ChunkedArray) -> Counter[str]:
+    """Return how many clips of a ledger or an index were dropped for each reason; a kept clip has an empty one."""
+    counted = pc.value_counts(drop_reasons.filter(pc.not_equal(drop_reasons, "")))
+    return Counter(dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)))
 
 
 def _no_columns() -> pa.Table:

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.blocks import MotionBlock
+from pipeline.blocks import MotionBlock, count_drops
 from pipeline.choice_costs import ChoiceCost, CostSample, measure_costs
 from pipeline.config import FlipRule, hash64
 from pipeline.errors import NoClipLeftError
@@ -194,7 +194,7 @@ def _count_windows(plan: Plan, reader: UnitReader) -> tuple[WindowCount, MotionB
         num_clips += block.ledger.num_rows
         num_frames += len(block.motion)
         read_s += block.seconds["read"]
-        drops.update(reason for reason in block.ledger["drop_reason"].to_pylist() if reason)
+        drops.update(count_drops(block.ledger["drop_reason"]))
         first = _head(block) if first is None and len(block.start_frame) else first
     if first is None:
         raise NoClipLeftError(

@@ -5,7 +5,6 @@ Knows no Ray or torch. Mended files have another stamp, and tokenize reads them 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.blocks import count_drops
 from pipeline.dataset_rows import OpenDataset
 from pipeline.errors import OutputMismatchError
 from pipeline.plan import Plan, Unit
@@ -67,5 +67,4 @@ def what_came_back(before: OpenDataset, after: OpenDataset) -> Replayed:
     from_there = after.kept.filter(pc.is_in(after.kept["source"], value_set=pc.unique(dropped["source"])))
     kept_before = pc.is_in(from_there["clip_id"], value_set=before.kept["clip_id"].combine_chunks())
     returned = from_there["clip_id"].filter(pc.invert(kept_before)).to_pylist()
-    reasons = Counter(reason for reason in after.clips["drop_reason"].to_pylist() if reason)
-    return Replayed(returned, dict(reasons.most_common()))
+    return Replayed(returned, dict(count_drops(after.clips["drop_reason"]).most_common()))

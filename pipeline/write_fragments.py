@@ -6,13 +6,12 @@ Knows no Ray or torch.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.blocks import TokenBlock, UnitAccount
+from pipeline.blocks import TokenBlock, UnitAccount, count_drops
 from pipeline.code_counts import count_codes
 from pipeline.config import Contract
 from pipeline.schema import array_columns, token_schema
@@ -48,7 +47,7 @@ class FragmentWriter:
             self.store.publish_fragment(unit, fragment_to_bytes(tokens, ledger, self.contract))
             first_row += num_rows
             first_clip += num_clips
-        reasons = Counter(reason for reason in block.ledger["drop_reason"].to_pylist() if reason)
+        reasons = count_drops(block.ledger["drop_reason"])
         return UnitAccount(
             num_units=len(block.units),
             num_bytes=sum(unit.num_bytes for unit in block.units),

@@ -5,14 +5,13 @@ Knows no Ray or torch.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config import CorpusSpec
@@ -103,11 +102,6 @@ def texts_of(column: pa.ChunkedArray) -> Iterator[Any]:
     """Yield the texts of a column, few at a time as Python's."""
     for start in range(0, len(column), CLIPS_AT_ONCE):
         yield from column.slice(start, CLIPS_AT_ONCE).to_pylist()
-
-
-def count_drops(drop_reasons: pa.ChunkedArray) -> Counter[str]:
-    """Return how many clips were dropped for each reason; kept ones have an empty one."""
-    return Counter(texts_of(drop_reasons.filter(pc.not_equal(drop_reasons, ""))))
 
 
 def content_of_clips(corpus: CorpusSpec) -> str:

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.blocks import count_drops
 from pipeline.config import Contract, ExportSpec, digest_of
 from pipeline.drop_limit import check_dropped
 from pipeline.errors import NoClipLeftError
 from pipeline.export.build import Fragment, ShardBuilder
 from pipeline.export.card import dataset_card
-from pipeline.export.clips import ClipTable, content_of_clips, count_drops, join_ledgers, resolve_duplicates
+from pipeline.export.clips import ClipTable, content_of_clips, join_ledgers, resolve_duplicates
 from pipeline.export.index import clip_index, count_clips, quarantine, table_to_parquet, unit_index
 from pipeline.export.publish import WINDOW_INDEX_PATH, Exported
 from pipeline.export.reuse import StandingShards

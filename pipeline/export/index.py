@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.export.clips import ClipTable, count_drops
+from pipeline.blocks import count_drops
+from pipeline.export.clips import ClipTable
 from pipeline.export.layout import ShardLayout
 from pipeline.export.splits import Splits
 from pipeline.manifest import SplitCounts

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Contract, CorpusSpec, ExportSpec
 from pipeline.errors import ConfigError, DataError
-from pipeline.export.clips import CLIPS_AT_ONCE, ClipTable, Spans, with_values
+from pipeline.export.clips import CLIPS_AT_ONCE, ClipTable, Spans, texts_of, with_values
 from pipeline.export.splits import split_shares
 from pipeline.read_units import ClipFilter
 from pipeline.where import Where, constant, unknown_column
@@ -111,14 +111,14 @@ def judge_clips(
         with ThreadPoolExecutor(READ_THREADS if names else 1) as pool:
             list(pool.map(judge, range(len(edges) - 1)))
     if lists.include is not None or lists.exclude:
-        passes &= np.array([lists.admits(clip_id) for clip_id in clips.table["clip_id"].to_pylist()], np.bool_)
+        passes &= np.array([lists.admits(clip_id) for clip_id in texts_of(clips.table["clip_id"])], np.bool_)
     return Judged(passes, shares)
 
 
 def unknown_ids(clips: ClipTable, lists: ClipFilter) -> list[str]:
     """Return the ids in lists that no clip has, dropped ones included, sorted."""
     wanted = (lists.include or frozenset()) | lists.exclude
-    return sorted(wanted.difference(clips.table["clip_id"].to_pylist())) if wanted else []
+    return sorted(wanted.difference(texts_of(clips.table["clip_id"]))) if wanted else []
 
 
 def keep_passing(clips: ClipTable, passes: Bools, export: ExportSpec, contract: Contract) -> ClipTable:

@@ -15,8 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from jobs.bench_control import measure_control
+from jobs.bench_data import MOTION_FORMATS
 from jobs.bench_encode import measure_encode
 from jobs.bench_export import measure_export
+from jobs.bench_gpus import SUITE as GPUS
 from jobs.bench_gpus import measure_gpus
 from jobs.bench_loader import measure_loader
 from jobs.bench_pipeline import measure_pipeline
@@ -43,24 +45,37 @@ NUM_WINDOWS = {"control": 2400, "encode": 256, "export": 1_000_000, "gpus": 900_
 USUAL_WINDOWS = 1000
 
 
-def run_bench(
-    suite: str, json_file: Path | None, windows: int | None, repeats: int, precision: str, console: Console
-) -> None:
-    """Measure, print, and write the results where a file is named.
+def make_request(
+    suite: str, windows: int | None, repeats: int, precision: str, motion_format: str = "parquet"
+) -> BenchRequest:
+    """Return what to ask of a suite.
 
     Args:
         windows: of motion in a run; None: as many as the suite's own figure asks for.
         repeats: runs of each side, interleaved.
         precision: float32, float16 or bfloat16 of our side; baselines compute in float32.
+        motion_format: what motion is made as, of the suite gpus; others have one of their own.
 
     Raises:
-        ConfigError: no such suite or precision.
-        DataError: the two sides do not agree about the tokens.
+        ConfigError: no such suite, precision or format.
     """
     if suite not in SUITES:
         raise ConfigError(f"no suite {suite!r}; there are: {', '.join(sorted(SUITES))}")
+    formats = MOTION_FORMATS if suite == GPUS else ("parquet",)
+    if motion_format not in formats:
+        raise ConfigError(f"bench {suite} makes no motion as {motion_format!r}; there is: {', '.join(formats)}")
     size = NUM_WINDOWS.get(suite, USUAL_WINDOWS) if windows is None else windows
-    request = BenchRequest(size, repeats, load_config(None, [f"precision={precision}"], "options"))
+    config = load_config(None, [f"precision={precision}"], "options")
+    return BenchRequest(size, repeats, config, motion_format=motion_format)
+
+
+def run_bench(suite: str, request: BenchRequest, json_file: Path | None, console: Console) -> None:
+    """Measure, print, and write the results where a file is named.
+
+    Raises:
+        ConfigError: this machine has not what the suite needs.
+        DataError: the two sides do not agree about the tokens.
+    """
     with _progress(console) as report:
         results = SUITES[suite](request, report)
     console.print(results_table(results))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import webdataset as wds
 
 from bitwise_vae.config import BitwiseVAEConfig
 from jobs.procedural_motion import MOTION_DIM, motion_statistics, speech_motion
@@ -26,6 +27,8 @@ NUM_DISTINCT, GAIN_SPREAD = 96, 0.1
 DATA_SEED, CODEC_SEED, NUM_STATISTICS_CLIPS = 7, 11, 64
 MANY_CLIPS = 1024
 """From here on, several processes make the files."""
+MOTION_FORMATS = {"parquet": ".parquet", "webdataset": ".tar"}
+"""What motion can be made as, and what such files end with."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,18 @@ def clip_lengths(num_windows: int, window_frames: int) -> list[int]:
     return lengths
 
 
-def make_data(folder: Folder, num_windows: int, config: BitwiseVAEConfig) -> BenchData:
-    """Write Parquet motion files of so many windows, and a codec with random weights."""
+def make_data(folder: Folder, num_windows: int, config: BitwiseVAEConfig, motion_format: str = "parquet") -> BenchData:
+    """Write motion files of so many windows, and a codec with random weights.
+
+    Args:
+        motion_format: one of `MOTION_FORMATS`; the clips are the same in each.
+    """
     from bitwise_vae.checkpoint import checkpoint_bytes, random_checkpoint
 
     lengths = clip_lengths(num_windows, config.window_frames)
     per_file = max(MIN_CLIPS_PER_FILE, -(-len(lengths) // MAX_FILES))
     firsts = range(0, len(lengths), per_file)
-    files = [f"motion/{index:04d}.parquet" for index in range(len(firsts))]
+    files = [f"motion/{index:04d}{MOTION_FORMATS[motion_format]}" for index in range(len(firsts))]
     write = partial(_write_file, folder, config.fps)
     parts = [lengths[first : first + per_file] for first in firsts]
     if len(lengths) < MANY_CLIPS:
@@ -91,7 +98,8 @@ def make_data(folder: Folder, num_windows: int, config: BitwiseVAEConfig) -> Ben
 
 def _write_file(folder: Folder, fps: float, path: str, lengths: Sequence[int], first: int) -> None:
     clips = [_clip(first + index, length, fps) for index, length in enumerate(lengths)]
-    folder.publish(path, _parquet(clips, first, fps))
+    file_bytes = _parquet if path.endswith(MOTION_FORMATS["parquet"]) else _tar
+    folder.publish(path, file_bytes(clips, first, fps))
 
 
 def _clip(index: int, num_frames: int, fps: float) -> npt.NDArray[np.float32]:
@@ -113,7 +121,7 @@ def _parquet(clips: Sequence[npt.NDArray[np.float32]], first: int, fps: float) -
     edges = np.cumsum([0, *(len(clip) for clip in clips)])
     table = pa.table(
         {
-            "clip_id": [f"clip-{first + index:06d}" for index in range(len(clips))],
+            "clip_id": [_clip_id(first + index) for index in range(len(clips))],
             "fps": pa.array([fps] * len(clips), pa.float32()),
             "motion": pa.ListArray.from_arrays(pa.array(edges, pa.int32()), frames),
         }
@@ -121,3 +129,17 @@ def _parquet(clips: Sequence[npt.NDArray[np.float32]], first: int, fps: float) -
     sink = io.BytesIO()
     pq.write_table(table, sink)
     return sink.getvalue()
+
+
+def _tar(clips: Sequence[npt.NDArray[np.float32]], first: int, fps: float) -> bytes:
+    """Return a WebDataset sample a clip, motion as npy."""
+    sink = io.BytesIO()
+    with wds.TarWriter(sink, mtime=0) as tar:
+        for number, motion in enumerate(clips, first):
+            clip_id = _clip_id(number)
+            tar.write({"__key__": clip_id, "json": {"clip_id": clip_id, "fps": fps}, "motion.npy": motion})
+    return sink.getvalue()
+
+
+def _clip_id(number: int) -> str:
+    return f"clip-{number:06d}"

@@ -1,4 +1,4 @@
-"""The suite gpus: the whole job on every GPU of this machine, against the same job on one of them.
+"""The suite gpus: the whole job on every GPU of this machine, against the same job on one of them where there are more.
 
 Knows which GPUs and cores a run may see; the command itself is started and watched by bench_startup.py.
 """
@@ -34,15 +34,15 @@ class Share:
 
 
 def shares_of(num_gpus: int, cores: list[int]) -> list[Share]:
-    """Return the whole machine, one GPU with its share of the cores, and one with all of them.
+    """Return the whole machine; where it has several GPUs also one with its share of the cores, and one with all.
 
     Raises:
-        ConfigError: fewer than two GPUs.
+        ConfigError: no GPU.
     """
-    if num_gpus < 2:
-        raise ConfigError(
-            f"bench gpus compares a machine's GPUs with one of them, found {num_gpus}: run it where there are several"
-        )
+    if num_gpus < 1:
+        raise ConfigError("bench gpus needs a GPU, and found none: bench pipeline measures whole jobs on CPUs")
+    if num_gpus == 1:
+        return [Share("1 GPU", (0,), tuple(cores))]
     every = tuple(range(num_gpus))
     return [
         Share(f"{num_gpus} GPUs", every, tuple(cores)),
@@ -58,7 +58,7 @@ def measure_gpus(request: BenchRequest, report: Report) -> list[BenchResult]:
     before and is not counted: it warms the files' pages and what the devices compile.
 
     Raises:
-        ConfigError: fewer than two GPUs.
+        ConfigError: no GPU.
         DataError: the command failed, or wrote another number of windows.
     """
     import torch
@@ -69,7 +69,8 @@ def measure_gpus(request: BenchRequest, report: Report) -> list[BenchResult]:
     num_steps = len(shares) * request.repeats + 3
     with tempfile.TemporaryDirectory(prefix="motion-tokens-bench-") as place:
         report("making motion", 0, num_steps)
-        data = make_data(Folder(f"{place}/data"), max(1, request.windows // num_copies), request.codec)
+        num_windows = max(1, request.windows // num_copies)
+        data = make_data(Folder(f"{place}/data"), num_windows, request.codec, request.motion_format)
         inputs = [f"copy{index}={data.folder.url_of('motion')}" for index in range(num_copies)]
         options = ["-c", data.checkpoint, "--precision", request.config.precision, *OPTIONS]
 
@@ -109,10 +110,13 @@ def _results(
     whole, *parts = shares
     details = {
         "windows": num_windows,
+        "motion_format": request.motion_format,
         "cores": {share.name: len(share.cores) for share in shares},
         "seconds": {name: [run.stages_s for run in of_share] for name, of_share in runs.items()},
     }
     name = f"{whole.name}, first tokenizer that is ready to the last fragment, {request.config.precision}"
+    if not parts:
+        return [BenchResult(SUITE, name, "windows/s", speeds[whole.name], details=details)]
     return [
         BenchResult(SUITE, name, "windows/s", speeds[whole.name], part.name, speeds[part.name], details)
         for part in parts

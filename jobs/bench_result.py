@@ -18,12 +18,14 @@ SPREAD = "max - min of the runs"
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to measure, and how often; `config` holds precision and how the job runs."""
+    """What to measure, and how often; `config` holds precision and how the job runs, `motion_format` what motion is
+    made as where a suite leaves the choice."""
 
     windows: int
     repeats: int
     config: JobConfig
     codec: BitwiseVAEConfig = field(default_factory=BitwiseVAEConfig)
+    motion_format: str = "parquet"
 
 
 @dataclass(frozen=True)

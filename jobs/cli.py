@@ -225,12 +225,13 @@ def bench(
     windows: Annotated[int | None, typer.Option(min=1, help="How many; each suite has a size of its own.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs of each side.")] = 5,
     precision: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    motion_format: Annotated[str, typer.Option(help="parquet or webdataset: what gpus reads.")] = "parquet",
 ) -> None:
     """Measure speed here, against what a plain script reaches in the same run."""
     with reported():
-        from jobs.bench import run_bench
+        from jobs.bench import make_request, run_bench
 
-        run_bench(suite, json_file, windows, repeats, precision, console)
+        run_bench(suite, make_request(suite, windows, repeats, precision, motion_format), json_file, console)
 
 
 def tokenize_options(

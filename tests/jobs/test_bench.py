@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from rich.console import Console
 
 from bitwise_vae.config import BitwiseVAEConfig
 from jobs import bench, bench_pipeline
-from jobs.bench import SUITES, results_json, results_table, run_bench
-from jobs.bench_data import BenchData, clip_lengths
+from jobs.bench import SUITES, make_request, results_json, results_table, run_bench
+from jobs.bench_data import MOTION_FORMATS, BenchData, clip_lengths, make_data
 from jobs.bench_pipeline import BitCheck, measure_pipeline, require_agreement
 from jobs.bench_result import BenchRequest, BenchResult
-from pipeline.config import WindowRule
+from pipeline.config import CodecSpec, CorpusSpec, WindowRule
 from pipeline.errors import ConfigError, DataError
 from pipeline.job_config import load_config
+from pipeline.sources.clip import Part
+from pipeline.sources.registry import read_part
 from pipeline.storage import Folder
 from pipeline.windows import window_starts
 
@@ -137,7 +140,7 @@ def test_run_bench_prints_and_writes_the_results(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setitem(SUITES, "pipeline", suite)
     console = Console(file=io.StringIO(), width=120)
-    run_bench("pipeline", tmp_path / "new" / "bench.json", 64, 2, "float16", console)
+    run_bench("pipeline", make_request("pipeline", 64, 2, "float16"), tmp_path / "new" / "bench.json", console)
     assert (seen[0].windows, seen[0].repeats, seen[0].config.precision) == (64, 2, "float16")
     assert (seen[0].codec.hidden_dim, seen[0].codec.depth, seen[0].codec.num_heads) == (512, 6, 8)
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -150,12 +153,31 @@ def test_run_bench_prints_and_writes_the_results(tmp_path: Path, monkeypatch: py
     assert tree["hardware"]["cores"] >= 1
 
 
-def test_run_bench_refuses_an_unknown_suite_or_precision() -> None:
-    console = Console(file=io.StringIO())
+def test_make_request_refuses_an_unknown_suite_precision_or_format() -> None:
     with pytest.raises(ConfigError, match="there are: control, encode, export, gpus, loader, pipeline, plan, startup"):
-        run_bench("pipelines", None, 8, 1, "float32", console)
+        make_request("pipelines", 8, 1, "float32")
     with pytest.raises(ConfigError, match="precision"):
-        run_bench("pipeline", None, 8, 1, "float8", console)
+        make_request("pipeline", 8, 1, "float8")
+    with pytest.raises(ConfigError, match="bench gpus makes no motion as 'lmdb'; there is: parquet, webdataset"):
+        make_request("gpus", 8, 1, "float32", "lmdb")
+    with pytest.raises(ConfigError, match="bench pipeline makes no motion as 'webdataset'; there is: parquet"):
+        make_request("pipeline", 8, 1, "float32", "webdataset")
+    assert make_request("gpus", None, 1, "float32", "webdataset").motion_format == "webdataset"
+
+
+def test_make_data_holds_the_same_clips_in_every_format(
+    tmp_path: Path, make_corpus: Callable[..., CorpusSpec], make_codec: Callable[..., CodecSpec]
+) -> None:
+    corpus, codec = make_corpus(), make_codec(motion_dim=TINY.motion_dim)
+    found = {}
+    for motion_format in MOTION_FORMATS:
+        data = make_data(Folder(str(tmp_path / motion_format)), 300, TINY, motion_format)
+        parts = [Part("", path, motion_format) for path in data.files]
+        clips = [clip for part in parts for clip in read_part(data.folder, part, corpus, codec)]
+        assert len(data.files) > 1
+        assert sum(-(-len(clip.motion) // TINY.window_frames) for clip in clips) == data.num_windows == 300
+        found[motion_format] = [(clip.clip_id, clip.fps, clip.motion.tobytes()) for clip in clips]
+    assert found["webdataset"] == found["parquet"]
 
 
 def test_results_table_leaves_ratios_out_where_there_is_no_baseline() -> None:

@@ -25,9 +25,10 @@ def test_shares_of_give_one_gpu_its_share_of_the_cores_and_all():
     assert (full.gpus, len(full.cores)) == ((0,), 8)
 
 
-def test_shares_of_one_gpu_compare_nothing():
-    with pytest.raises(ConfigError, match="found 1: run it where there are several"):
-        shares_of(1, [0, 1])
+def test_shares_of_one_gpu_are_the_whole_machine_and_of_none_nothing():
+    assert shares_of(1, [0, 1]) == [Share("1 GPU", (0,), (0, 1))]
+    with pytest.raises(ConfigError, match="needs a GPU, and found none: bench pipeline"):
+        shares_of(0, [0, 1])
 
 
 def test_only_shows_a_process_its_share_and_gives_the_cores_back():
@@ -42,13 +43,29 @@ def test_only_shows_a_process_its_share_and_gives_the_cores_back():
     assert os.sched_getaffinity(0) == allowed
 
 
-def test_measure_gpus_compares_the_whole_machine_with_each_share(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # the command runs on the CPU, and sees no GPU
+@pytest.fixture
+def on_cpus(monkeypatch):
+    """The command runs on the CPU whatever is said of GPUs, and sees none."""
     monkeypatch.setattr(bench_gpus, "OPTIONS", ("--local",))
     monkeypatch.setattr(bench_gpus, "DISTINCT_WINDOWS", 3)
+
+
+@pytest.mark.usefixtures("on_cpus")
+def test_measure_gpus_compares_the_whole_machine_with_each_share(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     steps: list[str] = []
     results = measure_gpus(BenchRequest(6, 1, load_config(None, []), CODEC), lambda step, *_: steps.append(step))
     assert [result.baseline_name for result in results] == ["one with its share of the cores", "one with all cores"]
     assert all(result.ratio is not None and result.ratio > 0 for result in results)
     assert results[0].details["windows"] == 6  # three windows under each of two names
     assert steps == ["making motion", "warm-up", *[f"{share}, 1 of 1" for share in results[0].details["cores"]], "done"]
+
+
+@pytest.mark.usefixtures("on_cpus")
+def test_measure_gpus_measures_one_gpu_alone(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    asked = BenchRequest(6, 1, load_config(None, []), CODEC, motion_format="webdataset")
+    (result,) = measure_gpus(asked, lambda *_: None)
+    assert (result.baseline, result.details["windows"], result.details["motion_format"]) == (None, 6, "webdataset")
+    assert result.name.startswith("1 GPU, ")
+    assert result.median > 0

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount
 from pipeline.code_counts import add_codes
-from pipeline.config import Numerics
+from pipeline.config import Numerics, TokenSpec
 from pipeline.export.tasks import RunTasks
 from pipeline.flow import Flow
 from pipeline.isolation import Survives
 from pipeline.observer import JobObserver
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
+from pipeline.schema import array_columns
 from pipeline.stopping import StopSwitch
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 from pipeline.write_fragments import FragmentWriter
@@ -30,16 +31,33 @@ if TYPE_CHECKING:  # tokenizer_actor.py imports torch, which tasks that only rea
     from pipeline.tokenizer_actor import TokenizeListener, TokenizerSettings
 
 
+BYTES_A_NUMBER = 4
+"""Of motion as it is held; as it is stored it may take fewer."""
 TOKENIZERS_A_WRITER = 2
 """A row of 3,000 windows is written in 0.02 s of a core; remote storage may take ten times as long to answer."""
 WRITER_CPUS = 0.01
 """What a writer reserves: next to nothing, for where there is but one core, and not nothing, or it may land where no
 work is wanted."""
+MOST_WRITES_AT_ONCE, WRITE_BYTES = 8, 2 << 30
+"""Rows that a writer has in work at a time, for storage answers late, and bytes of tokens that they may come to."""
 
 
 def num_writers(num_actors: int) -> int:
     """Return how many writers stand behind so many tokenizers."""
     return math.ceil(num_actors / TOKENIZERS_A_WRITER)
+
+
+def writes_at_once(runs: Sequence[Sequence[Unit]], spec: TokenSpec) -> int:
+    """Return how many rows a writer has in work at a time: fewer where they become large.
+
+    At a stride of one frame, tokens are several times as large as the motion they come from.
+    """
+    codec, corpus = spec.codec, spec.corpus
+    motion_bytes = max(sum(unit.num_bytes for unit in run) for run in runs)
+    windows_a_byte = (1 + corpus.window.phases) / (BYTES_A_NUMBER * codec.motion_dim * corpus.window.stride)
+    window_bytes = sum(column.num_bytes for column in array_columns(codec, corpus))
+    token_bytes = max(1.0, motion_bytes * windows_a_byte * window_bytes)
+    return max(1, min(MOST_WRITES_AT_ONCE, int(WRITE_BYTES / token_bytes)))
 
 
 class Tokenizer(Protocol):

@@ -29,7 +29,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount, units_from_text, units_to_text
 from pipeline.errors import IncompleteError, ResourcesError
-from pipeline.execution import WRITER_CPUS, Answer, TokenizeProgress, Tokenizer, TokenizeStages, num_writers
+from pipeline.execution import (
+    WRITER_CPUS,
+    Answer,
+    TokenizeProgress,
+    Tokenizer,
+    TokenizeStages,
+    num_writers,
+    writes_at_once,
+)
 from pipeline.export.tasks import Builder, Result, Task
 from pipeline.flow import BEFORE_TOKENS, Flow
 from pipeline.job_hub import JobHub, News
@@ -51,8 +59,6 @@ FEWEST_GPU_CALLS_AHEAD, MOST_GPU_CALLS_AHEAD, GPU_AHEAD_BYTES = 4, 16, 2 << 30
 in that time a GPU is through with three rows of 128 MiB or more."""
 READER_CPUS, READER_CPUS_BESIDE_GPUS = 0.5, 0.75
 """What a reader reserves. Beside GPUs there is about one a core then: as many processes as Ray starts at once."""
-WRITES_AT_ONCE, WRITES_AHEAD = 8, 16
-"""Rows that a writer has in work at a time, for storage answers late; rows that it is handed before their turn."""
 NODES_INTERVAL_S = 5.0
 CRASH_RETRIES = 2
 """Tries of a task after its process died; then its units are left to be looked at one by one."""
@@ -87,7 +93,7 @@ def tokenize_with_ray(
     accounts = tokens.map_batches(
         _HostedWriter,
         fn_constructor_args=(hub, stages.writer),
-        compute=_writer_pool(stages.num_actors),
+        compute=_writer_pool(stages, runs),
         num_cpus=WRITER_CPUS,
         max_restarts=-1,
         max_task_retries=CRASH_RETRIES,
@@ -131,16 +137,17 @@ def _actor_pool(stages: TokenizeStages, gpu_calls: int) -> ActorPoolStrategy:
     return ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=CALLS_AHEAD)
 
 
-def _writer_pool(num_actors: int) -> ActorPoolStrategy:
+def _writer_pool(stages: TokenizeStages, runs: Sequence[UnitRun]) -> ActorPoolStrategy:
     """Return how many writers there are, and how they take rows.
 
     They are no tasks: a task that finds every process busy with reading has Ray start another one, dozens at a time.
     """
+    at_once = writes_at_once(runs, stages.writer.contract.spec)
     return ActorPoolStrategy(
-        size=num_writers(num_actors),
-        max_tasks_in_flight_per_actor=WRITES_AHEAD,
+        size=num_writers(stages.num_actors),
+        max_tasks_in_flight_per_actor=2 * at_once,
         enable_true_multi_threading=True,
-        max_concurrent_calls_per_actor=WRITES_AT_ONCE,
+        max_concurrent_calls_per_actor=at_once,
     )
 
 

@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 
 from pipeline.drop_limit import TooManyDroppedError, check_dropped
 from pipeline.errors import IncompleteError, NoClipLeftError, OutputMismatchError
-from pipeline.execution import WRITER_CPUS, Executor, JobRecord, TokenizeProgress, TokenizeStages, num_writers
+from pipeline.execution import (
+    BYTES_A_NUMBER,
+    WRITER_CPUS,
+    Executor,
+    JobRecord,
+    TokenizeProgress,
+    TokenizeStages,
+    num_writers,
+)
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset, remove_outdated, stage_dataset
@@ -38,7 +46,6 @@ RUN_S = 10.0
 """What a row is to compute on CPUs: long against what passing it costs, short against what a stop may lose."""
 CORE_SPEED = 13 * 6 * 512**2
 """Windows a second of one core, times depth and squared hidden size: measured at depth 6 and hidden size 512."""
-BYTES_A_NUMBER = 4
 
 
 @dataclass(frozen=True)

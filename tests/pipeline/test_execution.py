@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from pipeline.execution import Executor
+from pipeline.config import CodecSpec, CorpusSpec, TokenSpec, WindowRule
+from pipeline.execution import Executor, writes_at_once
+from pipeline.plan import Unit
 
 
 def executor_of(cpus_of_nodes: Sequence[float], **others: Any) -> Executor:
@@ -35,6 +37,33 @@ def test_executor_counts_machines(cpus_of_nodes: list[float], sure: float, machi
     """The CPUs that are sure outlive the loss of the largest machine; a head that runs no tasks is none."""
     executor = executor_of(cpus_of_nodes)
     assert (executor.num_cpus, executor.num_machines, executor.cores_a_machine) == (sure, machines, cores)
+
+
+@pytest.mark.parametrize(
+    ("stride", "phases", "emit", "mebibytes", "rows"),
+    [
+        (100, 0, (), 128, 8),
+        (100, 0, (), 0, 8),
+        (1, 0, (), 128, 4),
+        (2, 1, (), 128, 4),
+        (1, 0, ("latent",), 32, 3),
+        (1, 0, ("latent",), 128, 1),
+    ],
+)
+def test_writers_have_fewer_rows_in_work_where_tokens_are_large(
+    make_codec: Callable[..., CodecSpec],
+    make_corpus: Callable[..., CorpusSpec],
+    stride: int,
+    phases: int,
+    emit: tuple[str, ...],
+    mebibytes: int,
+    rows: int,
+) -> None:
+    """A frame of 106 numbers takes 424 bytes; at every frame begins a window of 1,448 bytes, a latent has 6,400."""
+    codec = make_codec(motion_dim=106, code_dim=32, patch_nums=(1, 5, 25, 50, 100))
+    corpus = make_corpus(window=WindowRule(stride=stride, tail="shift", phases=phases, seed=0), emit=emit)
+    half = Unit("a", "", mebibytes << 19, ())
+    assert writes_at_once([[half], [half, half]], TokenSpec(codec=codec, corpus=corpus)) == rows
 
 
 @pytest.mark.parametrize("module", ["pipeline.graph", "jobs.plan_command", "jobs.tokenize_command"])

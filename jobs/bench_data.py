@@ -5,7 +5,6 @@ Knows no suite. Beyond so many clips, which take a while to make, clips are thos
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from multiprocessing import get_context
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
-import webdataset as wds
 
 from bitwise_vae.config import BitwiseVAEConfig
-from jobs.procedural_motion import MOTION_DIM, motion_statistics, speech_motion
+from jobs.clip_files import parquet_of_clips, tar_of_clips
+from jobs.procedural_motion import motion_statistics, speech_motion
 from pipeline.storage import Folder
 
 MAX_CLIP_WINDOWS, MIN_CLIPS_PER_FILE, MAX_FILES = 30, 8, 256
@@ -97,9 +94,9 @@ def make_data(folder: Folder, num_windows: int, config: BitwiseVAEConfig, motion
 
 
 def _write_file(folder: Folder, fps: float, path: str, lengths: Sequence[int], first: int) -> None:
-    clips = [_clip(first + index, length, fps) for index, length in enumerate(lengths)]
-    file_bytes = _parquet if path.endswith(MOTION_FORMATS["parquet"]) else _tar
-    folder.publish(path, file_bytes(clips, first, fps))
+    clips = {f"clip-{index:06d}": _clip(index, length, fps) for index, length in enumerate(lengths, first)}
+    bytes_of = parquet_of_clips if path.endswith(MOTION_FORMATS["parquet"]) else tar_of_clips
+    folder.publish(path, bytes_of(clips, fps))
 
 
 def _clip(index: int, num_frames: int, fps: float) -> npt.NDArray[np.float32]:
@@ -113,33 +110,3 @@ def _clip(index: int, num_frames: int, fps: float) -> npt.NDArray[np.float32]:
 @lru_cache(NUM_DISTINCT)
 def _long_clip(index: int, fps: float) -> npt.NDArray[np.float32]:
     return speech_motion(MAX_CLIP_WINDOWS * 100, index, fps)
-
-
-def _parquet(clips: Sequence[npt.NDArray[np.float32]], first: int, fps: float) -> bytes:
-    """Return a row a clip, motion as a list of frames of fixed size."""
-    frames = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(clips).reshape(-1)), MOTION_DIM)
-    edges = np.cumsum([0, *(len(clip) for clip in clips)])
-    table = pa.table(
-        {
-            "clip_id": [_clip_id(first + index) for index in range(len(clips))],
-            "fps": pa.array([fps] * len(clips), pa.float32()),
-            "motion": pa.ListArray.from_arrays(pa.array(edges, pa.int32()), frames),
-        }
-    )
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()
-
-
-def _tar(clips: Sequence[npt.NDArray[np.float32]], first: int, fps: float) -> bytes:
-    """Return a WebDataset sample a clip, motion as npy."""
-    sink = io.BytesIO()
-    with wds.TarWriter(sink, mtime=0) as tar:
-        for number, motion in enumerate(clips, first):
-            clip_id = _clip_id(number)
-            tar.write({"__key__": clip_id, "json": {"clip_id": clip_id, "fps": fps}, "motion.npy": motion})
-    return sink.getvalue()
-
-
-def _clip_id(number: int) -> str:
-    return f"clip-{number:06d}"

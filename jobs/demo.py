@@ -6,21 +6,19 @@ Knows the layouts that motion comes in, and asks the other commands for everythi
 from __future__ import annotations
 
 import io
-import json
 import shlex
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
+from jobs.clip_files import parquet_of_clips, tar_of_clips
 from jobs.dataset_commands import run_verify
 from jobs.procedural_motion import MOTION_DIM, speech_motion
 from jobs.program import program_text
@@ -38,7 +36,7 @@ NUM_CLIPS = 300
 CLIP_FRAMES, SHORT_FRAMES = (100, 500), (50, 99)
 """Fewest and most frames of a clip, and of one too short for a window."""
 
-NPZ_SHARE, NUM_SHORT_PER_FORMAT = 8, 2
+NPZ_SHARE, NUM_SHORT_PER_FORMAT, ROW_GROUP_CLIPS = 8, 2, 32
 LENGTH_SEED = 25
 
 CODEC = "demo"
@@ -111,10 +109,12 @@ def motion_files(clips: Sequence[_Clip]) -> dict[str, bytes]:
     shards = [[*rest[part::4], *_short_clips(part)] for part in range(4)]
     files = {f"npz/{clip.clip_id}.npz": _npz(clip.motion) for clip in clips[:num_npz]}
     files["npz/truncated.npz"] = _npz(clips[0].motion[::-1])[: -len(clips[0].motion)]
-    files["parquet/frames.parquet"] = _parquet(shards[0], is_flat=False)
-    files["parquet/flat.parquet"] = _parquet([*shards[1], _with_nan(clips[0])], is_flat=True)
-    files["tar/named.tar"] = _tar(shards[2], "motion.npy")
-    files["tar/plain.tar"] = _tar(shards[3], "npy")
+    shards[1].append(_with_nan(clips[0]))
+    frames, flat, named, plain = ({clip.clip_id: clip.motion for clip in shard} for shard in shards)
+    files["parquet/frames.parquet"] = parquet_of_clips(frames, FPS, row_group_size=ROW_GROUP_CLIPS)
+    files["parquet/flat.parquet"] = parquet_of_clips(flat, FPS, is_flat=True, row_group_size=ROW_GROUP_CLIPS)
+    files["tar/named.tar"] = tar_of_clips(named, FPS)
+    files["tar/plain.tar"] = tar_of_clips(plain, FPS, member="npy")
     return files
 
 
@@ -261,37 +261,4 @@ def _with_nan(clip: _Clip) -> _Clip:
 def _npz(motion: Motion) -> bytes:
     sink = io.BytesIO()
     np.savez(sink, motion=motion, fps=np.float32(FPS))
-    return sink.getvalue()
-
-
-def _parquet(clips: Sequence[_Clip], is_flat: bool) -> bytes:
-    """Return a row a clip; motion as one flat list, or as a list of frames of fixed size."""
-    values = pa.array(np.concatenate([clip.motion.reshape(-1) for clip in clips]))
-    dims_per_item = 1 if is_flat else MOTION_DIM
-    items = values if is_flat else pa.FixedSizeListArray.from_arrays(values, MOTION_DIM)
-    edges = np.cumsum([0, *(clip.motion.size // dims_per_item for clip in clips)])
-    table = pa.table(
-        {
-            "clip_id": [clip.clip_id for clip in clips],
-            "fps": pa.array([FPS] * len(clips), pa.float32()),
-            "motion": pa.ListArray.from_arrays(pa.array(edges, pa.int32()), items),
-        }
-    )
-    sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=32)
-    return sink.getvalue()
-
-
-def _tar(clips: Sequence[_Clip], suffix: str) -> bytes:
-    """Return a WebDataset tar: motion and rate of every clip, side by side."""
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w") as tar:
-        for clip in clips:
-            array = io.BytesIO()
-            np.save(array, clip.motion, allow_pickle=False)
-            fields = json.dumps({"fps": FPS, "clip_id": clip.clip_id}).encode()
-            for name, data in ((suffix, array.getvalue()), ("json", fields)):
-                member = tarfile.TarInfo(f"{clip.clip_id}.{name}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
     return sink.getvalue()

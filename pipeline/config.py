@@ -306,7 +306,13 @@ OPEN_RATE_HZ = 48_000
 
 
 def default_windows_per_shard(spec: TokenSpec) -> int:
-    """Return how many windows a shard has on average unless a configuration says it: a power of two.
+    """Return how many windows a shard has on average unless a configuration says it: a power of two."""
+    fitting = SHARD_BYTES // token_row_bytes(spec)
+    return min(SHARD_WINDOWS, 1 << max(0, fitting.bit_length() - 1))
+
+
+def token_row_bytes(spec: TokenSpec) -> int:
+    """Return the bytes of a window's row of tokens.
 
     Arrays and cut audio count, flac as if it were plain samples; carried values do not, their size is unknown.
     """
@@ -314,8 +320,13 @@ def default_windows_per_shard(spec: TokenSpec) -> int:
     row_bytes = sum(array.num_bytes for array in array_columns(codec, spec.corpus))
     if audio is not None and audio.mode == "cut":
         row_bytes += 2 * 2 * round(codec.window_frames * (audio.rate_hz or OPEN_RATE_HZ) / codec.fps)
-    fitting = SHARD_BYTES // row_bytes
-    return min(SHARD_WINDOWS, 1 << max(0, fitting.bit_length() - 1))
+    return row_bytes
+
+
+def motion_bytes_a_window(spec: TokenSpec) -> float:
+    """Return the bytes of float32 motion for each window of it, about: clips' ends give more windows."""
+    window = spec.corpus.window
+    return 4 * spec.codec.motion_dim * window.stride / (1 + window.phases)
 
 
 def export_spec(config: JobConfig, spec: TokenSpec, split_file_digest: str = "", clips_digest: str = "") -> ExportSpec:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount
 from pipeline.code_counts import add_codes
-from pipeline.config import Numerics, TokenSpec
+from pipeline.config import Numerics, TokenSpec, motion_bytes_a_window, token_row_bytes
 from pipeline.export.tasks import RunTasks
 from pipeline.flow import Flow
 from pipeline.isolation import Survives
 from pipeline.observer import JobObserver
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
-from pipeline.schema import array_columns
 from pipeline.stopping import StopSwitch
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 from pipeline.write_fragments import FragmentWriter
@@ -31,8 +30,6 @@ if TYPE_CHECKING:  # tokenizer_actor.py imports torch, which tasks that only rea
     from pipeline.tokenizer_actor import TokenizeListener, TokenizerSettings
 
 
-BYTES_A_NUMBER = 4
-"""Of motion as it is held; as it is stored it may take fewer."""
 TOKENIZERS_A_WRITER = 2
 """A row of 3,000 windows is written in 0.02 s of a core; remote storage may take ten times as long to answer."""
 WRITER_CPUS = 0.01
@@ -52,11 +49,8 @@ def writes_at_once(runs: Sequence[Sequence[Unit]], spec: TokenSpec) -> int:
 
     At a stride of one frame, tokens are several times as large as the motion they come from.
     """
-    codec, corpus = spec.codec, spec.corpus
-    motion_bytes = max(sum(unit.num_bytes for unit in run) for run in runs)
-    windows_a_byte = (1 + corpus.window.phases) / (BYTES_A_NUMBER * codec.motion_dim * corpus.window.stride)
-    window_bytes = sum(column.num_bytes for column in array_columns(codec, corpus))
-    token_bytes = max(1.0, motion_bytes * windows_a_byte * window_bytes)
+    largest = max(sum(unit.num_bytes for unit in run) for run in runs)
+    token_bytes = max(1.0, largest / motion_bytes_a_window(spec) * token_row_bytes(spec))
     return max(1, min(MOST_WRITES_AT_ONCE, int(WRITE_BYTES / token_bytes)))
 
 

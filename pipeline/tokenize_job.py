@@ -10,17 +10,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from pipeline.config import motion_bytes_a_window
 from pipeline.drop_limit import TooManyDroppedError, check_dropped
 from pipeline.errors import IncompleteError, NoClipLeftError, OutputMismatchError
-from pipeline.execution import (
-    BYTES_A_NUMBER,
-    WRITER_CPUS,
-    Executor,
-    JobRecord,
-    TokenizeProgress,
-    TokenizeStages,
-    num_writers,
-)
+from pipeline.execution import WRITER_CPUS, Executor, JobRecord, TokenizeProgress, TokenizeStages, num_writers
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset, remove_outdated, stage_dataset
@@ -181,11 +174,10 @@ def runs_of(job: Job, units: Sequence[Unit], executor: Executor, num_actors: int
     row_bytes = job.config.run.row_bytes
     if executor.num_gpus:
         return group_units(units, num_actors, row_bytes)
-    codec, corpus = job.contract.codec, job.contract.corpus
-    window_cost = codec.depth * codec.hidden_dim**2 * (1 + corpus.window.phases)
-    windows_per_s = CORE_SPEED * _threads_of(job, executor, num_actors) / window_cost
-    window_bytes = BYTES_A_NUMBER * corpus.window.stride * codec.motion_dim
-    return group_units(units, num_actors, min(row_bytes, int(RUN_S * windows_per_s * window_bytes)))
+    codec = job.contract.codec
+    windows_per_s = CORE_SPEED * _threads_of(job, executor, num_actors) / (codec.depth * codec.hidden_dim**2)
+    bytes_per_s = windows_per_s * motion_bytes_a_window(job.contract.spec)
+    return group_units(units, num_actors, min(row_bytes, int(RUN_S * bytes_per_s)))
 
 
 def stages_of(job: Job, executor: Executor, num_actors: int) -> TokenizeStages:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import CodecSpec, CorpusSpec, TokenSpec, WindowRule
+from pipeline.config import AudioRule, CodecSpec, CorpusSpec, TokenSpec, WindowRule
 from pipeline.execution import Executor, writes_at_once
 from pipeline.plan import Unit
 
@@ -64,6 +64,17 @@ def test_writers_have_fewer_rows_in_work_where_tokens_are_large(
     corpus = make_corpus(window=WindowRule(stride=stride, tail="shift", phases=phases, seed=0), emit=emit)
     half = Unit("a", "", mebibytes << 19, ())
     assert writes_at_once([[half], [half, half]], TokenSpec(codec=codec, corpus=corpus)) == rows
+
+
+def test_audio_that_is_cut_counts_among_the_tokens(
+    make_codec: Callable[..., CodecSpec], make_corpus: Callable[..., CorpusSpec]
+) -> None:
+    """Two halves of 4 s, 16,000 samples a second of two bytes each: 256,000 bytes beside the 1,448."""
+    codec = make_codec(motion_dim=106, code_dim=32, patch_nums=(1, 5, 25, 50, 100))
+    audio = AudioRule(field="wav", rate_hz=16_000, mode="cut", encoding="int16", tolerance_s=0)
+    window = WindowRule(stride=100, tail="shift", phases=0, seed=0)
+    spec = TokenSpec(codec=codec, corpus=make_corpus(window=window, audio=audio))
+    assert writes_at_once([[Unit("a", "", 128 << 20, ())]], spec) == 2
 
 
 @pytest.mark.parametrize("module", ["pipeline.graph", "jobs.plan_command", "jobs.tokenize_command"])

@@ -1,12 +1,17 @@
-"""Fixtures for all tests: real motion, a real S3 server, one local Ray.
+"""Fixtures for all tests: face motion, a real S3 server, one local Ray; and the rule for skipped tests.
 
 The environment is set before anything imports Ray.
+
+A test that needs something this machine lacks is skipped, and the last lines of a run say how many tests were skipped
+and why. Where `MOTION_TOKENS_TESTS_REQUIRE_ALL` is set, as in CI, such a skip is a failure, unless its reason begins
+with `hardware: `.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +34,106 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU, statement by statement
 
 
+REQUIRE_ALL = "MOTION_TOKENS_TESTS_REQUIRE_ALL"
+HARDWARE = "hardware: "
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+"""What may lie beside the checkout and is not part of it: recorded motion, KubeRay's schemas."""
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Return why a test or a module was skipped."""
+    told = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return told.removeprefix("Skipped: ")
+
+
+def _require(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure where every test is required, unless the hardware lacks something."""
+    if report.skipped and REQUIRE_ALL in os.environ and not _reason(report).startswith(HARDWARE):
+        report.longrepr = f"{report.nodeid} may not be skipped where {REQUIRE_ALL} is set: {_reason(report)}"
+        report.outcome = "failed"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Apply the rule for skips to a test."""
+    report = yield
+    _require(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Apply the rule for skips to a module that is skipped as a whole."""
+    report = yield
+    _require(report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were skipped, and why."""
+    reasons = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    for reason, num_skipped in sorted(reasons.items()):
+        terminalreporter.write_line(f"{num_skipped} skipped: {reason}")
+
+
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Folder with real motion: `shared/data` beside the checkout."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+def recorded_motion() -> Path:
+    """Return the folder of recorded face motion beside the checkout, for tests whose subject is the recording."""
+    folder = SHARED / "data"
     if not folder.is_dir():
-        pytest.fail(f"real motion is missing: wanted {folder} with flame106/ and arkit_iphone/")
+        pytest.skip("no recorded motion: expected shared/data beside the checkout, with flame106/ and arkit_iphone/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kuberay_schemas() -> Path:
+    """Return the folder of KubeRay's schemas beside the checkout."""
+    folder = SHARED / "schemas"
+    if not folder.is_dir():
+        pytest.skip("no schemas of KubeRay: expected shared/schemas beside the checkout, with ray.io_rayjobs.yaml")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """Return the folder of inputs, weights and outputs of the original models."""
+    return Path(__file__).parent / "data" / "golden"
+
+
+FLAME_FRAMES, ARKIT_FRAMES = (1906,), (1846, 1830, 1218)
+"""Frames of the procedural takes: as long as recorded ones."""
+
+
+@pytest.fixture(scope="session")
+def procedural_motion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of procedural face motion, laid out as the recorded one.
+
+    `flame106/` holds a take of 30 fps with the fields motion and fps; `arkit_iphone/` takes of 60 fps with the fields
+    values and fps, some of whose columns are constant, and a csv file.
+    """
+    import numpy as np
+
+    from jobs.procedural_arkit import ARKIT_CHANNELS, arkit_motion
+    from jobs.procedural_motion import speech_motion
+
+    folder = tmp_path_factory.mktemp("procedural")
+    flame, arkit = folder / "flame106", folder / "arkit_iphone"
+    flame.mkdir()
+    arkit.mkdir()
+    for seed, num_frames in enumerate(FLAME_FRAMES):
+        np.savez(flame / f"speaker_{seed}.npz", motion=speech_motion(num_frames, seed, 30.0), fps=np.float64(30))
+    for seed, num_frames in enumerate(ARKIT_FRAMES):
+        values = arkit_motion(num_frames, seed, 60.0)
+        values[:, 52:55] = 0
+        np.savez(arkit / f"take_{seed}.npz", values=values, channels=np.array(ARKIT_CHANNELS), fps=np.float64(60))
+    (arkit / "take_0.csv").write_text("timecode," + ",".join(ARKIT_CHANNELS) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session", params=["procedural", "recorded"])
+def face_motion(request: pytest.FixtureRequest) -> Path:
+    """Return procedural and recorded face motion, one after the other, in the same layout."""
+    folder: Path = request.getfixturevalue(f"{request.param}_motion")
     return folder
 
 

@@ -36,14 +36,6 @@ class Golden:
         return self.tensor("motion")[:, self.config.window_frames :]
 
 
-@pytest.fixture(scope="session")
-def golden_folder() -> Path:
-    folder = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "golden"
-    if not folder.is_dir():
-        pytest.skip("the outputs of the original are not beside this checkout")
-    return folder
-
-
 @pytest.fixture(scope="session", params=["tiny", "full_length"])
 def golden(request: pytest.FixtureRequest, golden_folder: Path) -> Golden:
     with np.load(golden_folder / f"{request.param}.npz") as file:

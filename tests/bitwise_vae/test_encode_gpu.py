@@ -9,7 +9,7 @@ import torch
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint
 from bitwise_vae.encode import WindowEncoder
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="hardware: no CUDA device")
 
 MIB = 1 << 20
 

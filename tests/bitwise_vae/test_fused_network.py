@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from bitwise_vae.bits import unpack_bits
 from bitwise_vae.checkpoint import random_checkpoint
 from bitwise_vae.config import BitwiseVAEConfig
 from bitwise_vae.fusible import KernelError, fused_kernels, is_fusible
@@ -58,21 +57,6 @@ def test_latent_is_as_exact_as_the_model_in_float32(model: BitwiseVAE, windows: 
 
 def test_latent_in_float16_is_near(model: BitwiseVAE, windows: torch.Tensor) -> None:
     assert error_of(latent_of(model, windows, torch.float16), model, windows) < 0.02
-
-
-def test_bits_equal_the_originals(golden, require_equal_bits) -> None:
-    if not is_fusible(golden.config):
-        pytest.skip("sizes that the kernels do not take")
-    motion = golden.tensor("motion").to(DEVICE)
-    network = fused_network.FusedNetwork(golden.model, torch.float32, DEVICE, len(motion))
-    config = golden.config
-    latent = network.latent(motion.flatten(0, 1), spans_of_windows(len(motion), config.window_frames).to(DEVICE))
-    packed = torch.full((len(motion), 2, config.num_tokens, config.code_dim // 8), 170, dtype=torch.uint8).to(DEVICE)
-    network.quantize(latent, packed)
-    halves = np.split(golden.arrays["latent"], 2, axis=1)
-    for half, name in enumerate(("prev_bits", "this_bits")):
-        found = unpack_bits(packed[:, half].cpu().numpy())
-        require_equal_bits(found, golden.arrays[name], halves[half], config.patch_nums)
 
 
 def test_check_passes_for_the_weights_it_was_made_of(model: BitwiseVAE) -> None:

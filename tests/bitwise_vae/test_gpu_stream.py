@@ -13,7 +13,7 @@ from bitwise_vae.encode import WindowEncoder
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.window_spans import checked_spans, cut_windows
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="hardware: no CUDA device")
 
 NUM_CLIPS, CLIP_FRAMES = 64, 1000
 MAX_FLIPS = {"float32": 1e-5, "float16": 0.01, "bfloat16": 0.05}

@@ -14,7 +14,7 @@ HALF_STEP = 2.0**-8
 """The largest relative error of one rounding to bfloat16."""
 
 needs_short_products = pytest.mark.skipif(
-    not latent_network._has_short_products(), reason="this processor multiplies no bfloat16"
+    not latent_network._has_short_products(), reason="hardware: this processor multiplies no bfloat16"
 )
 
 

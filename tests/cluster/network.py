@@ -19,6 +19,7 @@ def network(num_hosts: int) -> Iterator[list[Host]]:
 
     Raises:
         PermissionError: this machine makes no network namespaces.
+        FileNotFoundError: the program ip is missing.
     """
     ip = shutil.which("ip") or shutil.which("ip", path="/usr/sbin:/sbin")
     tag = secrets.token_hex(2)
@@ -29,7 +30,7 @@ def network(num_hosts: int) -> Iterator[list[Host]]:
         subprocess.run([str(ip), *words], check=True, capture_output=True)
 
     if ip is None:
-        raise PermissionError("no program ip: install iproute2")
+        raise FileNotFoundError("no program ip: apt-get install iproute2")
     try:
         run("link", "add", bridge, "type", "bridge")
         run("address", "add", f"{SUBNET}.1/24", "dev", bridge)

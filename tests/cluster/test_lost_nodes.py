@@ -38,8 +38,10 @@ def hosts():
     with contextlib.ExitStack() as stack:
         try:
             made = stack.enter_context(network(5))
-        except PermissionError as error:
+        except FileNotFoundError as error:
             pytest.skip(str(error))
+        except PermissionError as error:
+            pytest.skip(f"hardware: {error}")
         yield made
 
 

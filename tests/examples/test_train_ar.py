@@ -278,7 +278,7 @@ def test_train_refuses_places_without_tokens(run, tmp_path, capsys):
     assert "holds no dataset.json" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="hardware: has a CUDA device")
 def test_train_refuses_a_gpu_that_is_not_there(example, tokens, capsys):
     assert example.train_ar.main([str(tokens), "--device", "cuda"]) == 2
     assert "torch finds no GPU here" in capsys.readouterr().err

@@ -135,10 +135,10 @@ def test_decode_finds_the_codec_beside_the_dataset(command, tools, tiny_codec, t
     assert command("decode", tmp_path / "o", "--clip", "m", "--out", tmp_path / "x.npz").code == 0
 
 
-def test_decode_knows_the_shipped_codec(command, shared_data, tmp_path):
+def test_decode_knows_the_shipped_codec(command, procedural_motion, tmp_path):
     sets = ("--set", "input.resample=linear", "--set", "gate=off", "--local")
-    assert command("tokenize", shared_data / "flame106", tmp_path / "o", "-c", "demo", *sets).code == 0
-    clip_id = "beat2_scott__2_scott_0_1_1"
+    assert command("tokenize", procedural_motion / "flame106", tmp_path / "o", "-c", "demo", *sets).code == 0
+    clip_id = "speaker_0"
     outcome = command("decode", tmp_path / "o", "--clip", clip_id, "--out", tmp_path / "clip.npz")
     assert outcome.code == 0, outcome.text
     with np.load(tmp_path / "clip.npz") as decoded:
@@ -194,8 +194,8 @@ def test_decode_says_where_a_dataset_is_damaged(command, tokens, tools, tiny_cod
     assert "motion-tokens verify" in outcome.text
 
 
-def test_decode_of_real_motion_has_its_shape(command, shared_data, tmp_path):
-    path = next((shared_data / "flame106").glob("*.npz"))
+def test_decode_of_face_motion_has_its_shape(command, procedural_motion, tmp_path):
+    path = next((procedural_motion / "flame106").glob("*.npz"))
     motion = np.load(path)["motion"]
     config = BitwiseVAEConfig(hidden_dim=16, depth=1, num_heads=2)
     checkpoint = tmp_path / "c.safetensors"

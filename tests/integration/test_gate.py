@@ -213,19 +213,20 @@ def test_gate_refuses_other_words(command, motion, codecs, tmp_path):
     assert (outcome.code, "enforce" in outcome.text) == (2, True)
 
 
-def test_the_shipped_arkit_codec_passes_its_own_gate_on_real_takes(command, shared_data, tmp_path):
+def test_the_shipped_arkit_codec_passes_its_own_gate(command, face_motion, tmp_path):
     sets = ("--set", "input.motion_field=values", "--set", "input.resample=linear", "--gate", "enforce")
-    takes = shared_data / "arkit_iphone"
+    takes = face_motion / "arkit_iphone"
     outcome = command("tokenize", takes, tmp_path / "tokens", "-c", "demo-arkit", *sets, "--local")
     assert outcome.code == 0, outcome.text
     found = manifest_of(tmp_path / "tokens")
-    assert (found["status"], found["gate"]["outcome"], found["counts"]["clips"]) == ("complete", "passed", 11)
+    assert (found["status"], found["gate"]["outcome"]) == ("complete", "passed")
+    assert found["counts"]["clips"] == len(list(takes.glob("*.npz")))
     record = json.loads(next((tmp_path / "tokens").glob("runs/*/run.json")).read_text())
     assert record["gate"]["fraction_of_mean"] < 0.4
 
 
-def test_the_shipped_codec_passes_its_own_gate_on_a_real_take(command, shared_data, tmp_path):
-    take = shared_data / "flame106"
+def test_the_shipped_flame_codec_passes_its_own_gate(command, face_motion, tmp_path):
+    take = face_motion / "flame106"
     sets = ("--set", "input.resample=linear", "--gate", "enforce")
     outcome = command("tokenize", take, tmp_path / "tokens", "-c", "demo", *sets, "--local")
     assert outcome.code == 0, outcome.text

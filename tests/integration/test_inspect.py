@@ -119,7 +119,7 @@ def test_inspect_names_the_shipped_codec_unless_something_stands_there(command, 
     assert "folder of motion" in command("inspect", "demo").text
 
 
-def test_inspect_motion_files(command, tiny_corpus, shared_data):
+def test_inspect_motion_files(command, tiny_corpus, procedural_motion):
     parquet = command("inspect", tiny_corpus / "a.parquet")
     assert parquet.code == 0, parquet.text
     for word in ("motion file", "10 of 4 dims", "7 to 34 frames", "25 (10)", "clip00", "rows 10"):
@@ -130,18 +130,18 @@ def test_inspect_motion_files(command, tiny_corpus, shared_data):
     assert (broken.code, "truncated" in broken.text) == (0, True)
     nan = command("inspect", tiny_corpus / "nan.npz")
     assert (nan.code, "1 NaN" in nan.text) == (0, True)
-    flame = command("inspect", next((shared_data / "flame106").glob("*.npz")))
+    flame = command("inspect", next((procedural_motion / "flame106").glob("*.npz")))
     assert flame.code == 0, flame.text
     for word in ("1,906 frames", "expression", "jaw_pose", "head_pose", "1 of 106 dims"):
         assert word in flame.text
 
 
-def test_inspect_motion_of_another_field_names_it(command, shared_data):
-    outcome = command("inspect", shared_data / "arkit_iphone")
+def test_inspect_motion_of_another_field_names_it(command, procedural_motion):
+    outcome = command("inspect", procedural_motion / "arkit_iphone")
     assert outcome.code == 0, outcome.text
-    assert "11 npz" in outcome.text
+    assert "3 npz" in outcome.text
     assert "--set input.motion_field=values" in outcome.text
-    mended = command("inspect", shared_data / "arkit_iphone", "--set", "input.motion_field=values")
+    mended = command("inspect", procedural_motion / "arkit_iphone", "--set", "input.motion_field=values")
     assert "1 of 61 dims" in mended.text
 
 

@@ -1,4 +1,4 @@
-"""Real recorded motion, from files to verified shards and back to motion, on disk and S3."""
+"""Face motion, procedural and recorded, from files to verified shards and back to motion, on disk and S3."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def write_codec(path, motion, **changes):
     return path
 
 
-@pytest.fixture(scope="module")
-def flame(shared_data, tmp_path_factory):
+@pytest.fixture(scope="session")
+def flame(face_motion, tmp_path_factory):
     """A 30 fps take of FLAME motion resampled for a 106-dimensional codec of 25 fps."""
-    motion = np.load(next((shared_data / "flame106").glob("*.npz")))["motion"]
+    motion = np.load(next((face_motion / "flame106").glob("*.npz")))["motion"]
     codec = write_codec(tmp_path_factory.mktemp("flame") / "codec.safetensors", motion)
-    return shared_data / "flame106", codec, ("--set", "input.resample=linear")
+    return face_motion / "flame106", codec, ("--set", "input.resample=linear")
 
 
-@pytest.fixture(scope="module")
-def arkit(shared_data, tmp_path_factory):
+@pytest.fixture(scope="session")
+def arkit(face_motion, tmp_path_factory):
     """iPhone takes of 60 fps with constant columns, for a 61-dimensional codec of 60 fps."""
-    takes = [np.load(path)["values"] for path in sorted((shared_data / "arkit_iphone").glob("*.npz"))]
+    takes = [np.load(path)["values"] for path in sorted((face_motion / "arkit_iphone").glob("*.npz"))]
     motion = np.concatenate(takes)
     assert (motion.std(axis=0) == 0).any() or any((take.std(axis=0) == 0).any() for take in takes)
     codec = write_codec(tmp_path_factory.mktemp("arkit") / "codec.safetensors", motion, fps=60.0)
-    return shared_data / "arkit_iphone", codec, ("--set", "input.motion_field=values")
+    return face_motion / "arkit_iphone", codec, ("--set", "input.motion_field=values")
 
 
 def rows_of(output):
@@ -95,7 +95,7 @@ def test_flame_take_reaches_verified_shards_and_decodes(command, flame, tmp_path
     assert command("verify", tmp_path / "o").code == 0
     path = next(source.glob("*.npz"))
     motion = resampled(np.load(path)["motion"], 30, 25)
-    assert len(motion) == (1906 - 1) * 25 // 30 + 1
+    assert len(motion) == (1906 - 1) * 25 // 30 + 1  # as long in both
     check_bits(rows_of(tmp_path / "o"), {path.stem: motion}, codec)
 
 
@@ -103,13 +103,12 @@ def test_arkit_takes_reach_verified_shards_and_decode(command, arkit, tmp_path):
     source, codec, settings = arkit
     outcome = command("tokenize", source, tmp_path / "o", "-c", codec, *settings, "--local")
     assert outcome.code == 0, outcome.text
-    assert "11" in outcome.text
     assert command("verify", tmp_path / "o").code == 0
     clips = {path.stem: np.load(path)["values"] for path in sorted(source.glob("*.npz"))}
     check_bits(rows_of(tmp_path / "o"), clips, codec)
     manifest = json.loads((tmp_path / "o" / "dataset.json").read_text())
-    assert manifest["counts"]["clips"] == 11
-    assert manifest["counts"]["frames"] == 20916
+    assert manifest["counts"]["clips"] == len(clips) in (3, 11)
+    assert manifest["counts"]["frames"] == sum(map(len, clips.values())) in (4894, 20916)
 
 
 def test_real_takes_go_from_s3_to_s3_with_ray(command, flame, arkit, tools, s3, ray_local, tmp_path):

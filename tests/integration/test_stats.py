@@ -215,12 +215,14 @@ def test_stats_without_any_clip_are_refused(command, tmp_path):
 
 
 @pytest.mark.parametrize(("folder", "field", "dims"), [("flame106", "motion", 106), ("arkit_iphone", "values", 61)])
-def test_stats_of_real_motion_agree_with_numpy(command, shared_data, tmp_path, folder, field, dims):
+def test_stats_of_face_motion_agree_with_numpy(command, procedural_motion, tmp_path, folder, field, dims):
     out = tmp_path / "stats.json"
-    outcome = command("stats", shared_data / folder, "--out", out, "--local", "--set", f"input.motion_field={field}")
+    outcome = command(
+        "stats", procedural_motion / folder, "--out", out, "--local", "--set", f"input.motion_field={field}"
+    )
     assert outcome.code == 0, outcome.text
     tree = json.loads(out.read_text())
-    paths = sorted((shared_data / folder).glob("*.npz"))
+    paths = sorted((procedural_motion / folder).glob("*.npz"))
     values = np.concatenate([np.load(path)[field] for path in paths]).astype(np.float64)
     assert (tree["motion_dim"], tree["num_clips"], tree["num_frames"]) == (dims, len(paths), len(values))
     np.testing.assert_allclose(tree["mean"], values.mean(axis=0), rtol=1e-9, atol=1e-12)

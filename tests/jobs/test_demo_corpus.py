@@ -60,17 +60,16 @@ def test_make_corpus_is_the_same_in_several_processes() -> None:
     assert alone.training.digest() == shared.training.digest()
 
 
-def test_read_takes_resamples_every_real_take_to_25_fps(shared_data: Path) -> None:
-    takes = read_takes([shared_data / "arkit_iphone"], SPACES["arkit"])
-    assert len({take.name for take in takes}) == len(takes) == 11
+def test_read_takes_resamples_every_take_to_25_fps(procedural_motion: Path) -> None:
+    takes = read_takes([procedural_motion / "arkit_iphone"], SPACES["arkit"])
+    assert len({take.name for take in takes}) == len(takes) == 3
     assert [take.name for take in takes] == sorted(take.name for take in takes)
-    slate = next(take for take in takes if take.name == "MySlate_161_iPhone_cal")
-    with np.load(shared_data / "arkit_iphone" / "MySlate_161_iPhone_cal.npz") as content:
-        np.testing.assert_array_equal(slate.motion[::5], content["values"][::12])  # 25 and 60 frames a second
-    assert slate.motion.dtype == np.float32
+    with np.load(procedural_motion / "arkit_iphone" / "take_1.npz") as content:
+        np.testing.assert_array_equal(takes[1].motion[::5], content["values"][::12])  # 25 and 60 frames per second
+    assert takes[1].motion.dtype == np.float32
 
 
-def test_read_takes_reads_files_and_folders_in_the_order_given(tmp_path: Path, shared_data: Path) -> None:
+def test_read_takes_reads_files_and_folders_in_the_order_given(tmp_path: Path, procedural_motion: Path) -> None:
     first, folder = tmp_path / "z.npz", tmp_path / "more"
     folder.mkdir()
     np.savez(first, motion=speech_motion(60, 1), fps=25.0)
@@ -81,7 +80,7 @@ def test_read_takes_reads_files_and_folders_in_the_order_given(tmp_path: Path, s
     np.testing.assert_array_equal(takes[0].motion, speech_motion(60, 1))
     np.testing.assert_array_equal(takes[1].motion, speech_motion(60, 2, 50.0)[::2])
     assert read_takes([], SPACES["flame"]) == []
-    assert len(read_takes([shared_data / "flame106"], SPACES["flame"])) == 1
+    assert len(read_takes([procedural_motion / "flame106"], SPACES["flame"])) == 1
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from jobs.submit_cli import check_command
 from pipeline.job_config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMAS = ROOT.parent / "shared" / "schemas"
 KUBECTL = Path(sys.executable).with_name("kubectl")
 OVERLAYS = ("cpu", "gpu", "autoscaling")
 RAY_KINDS = {"RayJob": "rayjobs", "RayCronJob": "raycronjobs", "RayCluster": "rayclusters"}
@@ -83,13 +82,11 @@ def filled(tmp_path: Path) -> Callable[..., Resources]:
 
 
 @pytest.fixture(scope="session")
-def ray_schemas() -> dict[str, jsonschema.Draft7Validator]:
+def ray_schemas(kuberay_schemas: Path) -> dict[str, jsonschema.Draft7Validator]:
     """Kind of KubeRay -> a validator of its version v1, for which unknown fields are errors."""
     schemas = {}
     for kind, name in RAY_KINDS.items():
-        path = SCHEMAS / f"ray.io_{name}.yaml"
-        assert path.is_file(), f"KubeRay's schemas are missing: wanted {path}"
-        crd = yaml.load(path.read_text(), yaml.CSafeLoader)
+        crd = yaml.load((kuberay_schemas / f"ray.io_{name}.yaml").read_text(), yaml.CSafeLoader)
         (version,) = (item for item in crd["spec"]["versions"] if item["name"] == "v1")
         schema = closed(version["schema"]["openAPIV3Schema"])
         schema["properties"]["metadata"] = {"type": "object"}

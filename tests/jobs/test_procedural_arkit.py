@@ -24,10 +24,10 @@ def clips() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def takes(shared_data: Path) -> dict[str, np.ndarray]:
+def takes(recorded_motion: Path) -> dict[str, np.ndarray]:
     """Real takes, every frame of them, (frames, 61) each."""
     found = {}
-    for path in sorted((shared_data / "arkit_iphone").glob("*.npz")):
+    for path in sorted((recorded_motion / "arkit_iphone").glob("*.npz")):
         with np.load(path, allow_pickle=False) as content:
             assert tuple(content["channels"].tolist()) == ARKIT_CHANNELS
             found[path.stem] = content["values"].astype(np.float64)

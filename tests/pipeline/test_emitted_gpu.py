@@ -10,7 +10,7 @@ from bitwise_vae import BitwiseVAEConfig, WindowEncoder, random_checkpoint
 from pipeline.config import FlipRule
 from pipeline.emitted import WindowEmitter, WindowSpans
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="hardware: no CUDA device")
 
 RULE = FlipRule(pairs=2, ratio=0.3, seed=1)
 

@@ -177,7 +177,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     target.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(target)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
+        pytest.skip("hardware: no right to mount a small disk, as root has")
     yield target
     subprocess.run(["umount", str(target)], check=True)
 

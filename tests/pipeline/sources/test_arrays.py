@@ -184,28 +184,26 @@ def test_read_npz_with_endless_keys_has_a_short_detail(read: Make) -> None:
     assert (problem.reason, len(problem.detail)) == (DropReason.MISSING_FIELD, 2048)
 
 
-def test_read_real_motion(shared_data: Path, make_corpus: Make, make_codec: Make) -> None:
-    (root,) = open_inputs([str(shared_data / "flame106")], (".npz",))
+def test_read_face_motion(procedural_motion: Path, make_corpus: Make, make_codec: Make) -> None:
+    (root,) = open_inputs([str(procedural_motion / "flame106")], (".npz",))
     (raw,) = read_part(root.folder, Part("", root.files[0].path, "npz"), make_corpus(), make_codec())
     prepared = prepare_clip(raw, make_corpus(), make_codec(motion_dim=106, fps=30))
     assert isinstance(prepared, PreparedClip)
-    assert prepared.clip_id == "beat2_scott__2_scott_0_1_1"
-    with np.load(shared_data / "flame106" / root.files[0].path, allow_pickle=False) as stored:
+    assert prepared.clip_id == "speaker_0"
+    with np.load(procedural_motion / "flame106" / root.files[0].path, allow_pickle=False) as stored:
         np.testing.assert_array_equal(prepared.motion, stored["motion"])
 
 
-def test_read_real_arkit_motion_resampled(shared_data: Path, make_corpus: Make, make_codec: Make) -> None:
+def test_read_arkit_motion_resampled(procedural_motion: Path, make_corpus: Make, make_codec: Make) -> None:
     corpus = make_corpus(motion_field="values", resample="linear")
     codec = make_codec(motion_dim=61, fps=30)
-    (root,) = open_inputs([f"arkit={shared_data / 'arkit_iphone'}"], (".npz",))
-    assert (len(root.files), root.skipped) == (11, 1)
+    (root,) = open_inputs([f"arkit={procedural_motion / 'arkit_iphone'}"], (".npz",))
+    assert (len(root.files), root.skipped) == (3, 1)
     clips = [
         prepare_clip(raw, corpus, codec)
         for file in root.files
         for raw in read_part(root.folder, Part(root.name, file.path, "npz"), corpus, codec)
     ]
     assert all(isinstance(clip, PreparedClip) for clip in clips)
-    assert sum(len(clip.motion) for clip in clips) == sum(
-        (frames - 1) // 2 + 1 for frames in (3046, 1846, 1830, 1866, 1895, 1852, 1848, 1825, 1838, 1852, 1218)
-    )
-    assert clips[-1].clip_id == "arkit/trainer_testset"
+    assert sum(len(clip.motion) for clip in clips) == sum((frames - 1) // 2 + 1 for frames in (1846, 1830, 1218))
+    assert clips[-1].clip_id == "arkit/take_2"

@@ -292,8 +292,8 @@ def test_read_parquet_thousands_of_clips(read: Make) -> None:
     assert clips[-1].where == "row 4999"
 
 
-def test_read_parquet_real_motion(read: Make, make_corpus: Make, make_codec: Make, shared_data: Path) -> None:
-    (path,) = (shared_data / "flame106").glob("*.npz")
+def test_read_parquet_face_motion(read: Make, make_corpus: Make, make_codec: Make, procedural_motion: Path) -> None:
+    (path,) = (procedural_motion / "flame106").glob("*.npz")
     with np.load(path, allow_pickle=False) as stored:
         motion, fps = stored["motion"], float(stored["fps"])
     column = pa.array([motion.ravel(), motion[:500].ravel()], pa.list_(pa.float32()))

@@ -37,7 +37,7 @@ def flip_pairs(latent: Tensor, patch_nums: Sequence[int], flip_ratio: float, see
     """
     if not 0 <= flip_ratio <= 1:
         raise ValueError(f"flip_ratio must be within 0 and 1, found {flip_ratio}")
-    keys = _mix64(_seed_tensor(seeds, latent))
+    keys = mix64(_seed_tensor(seeds, latent))
     residual = latent.double()
     _, num_frames, code_dim = latent.shape
     corner = code_dim**-0.5
@@ -79,8 +79,8 @@ def _shift_right(words: Tensor, places: int) -> Tensor:
     return (words >> places) & ((1 << (64 - places)) - 1)
 
 
-def _mix64(words: Tensor) -> Tensor:
-    """The output function of splitmix64 (Steele, Lea and Flood, 2014)."""
+def mix64(words: Tensor) -> Tensor:
+    """Return the output function of splitmix64 (Steele, Lea and Flood, 2014): int64 of 64-bit words, any shape."""
     words = (words ^ _shift_right(words, 30)) * _signed(MIX_1)
     words = (words ^ _shift_right(words, 27)) * _signed(MIX_2)
     return words ^ _shift_right(words, 31)
@@ -89,7 +89,7 @@ def _mix64(words: Tensor) -> Tensor:
 def _uniform(keys: Tensor, first_counter: int, num_draws: int) -> Tensor:
     """Numbers in [0, 1) of counters first_counter.. under each key: (B,) -> (B, num_draws) float64."""
     counters = torch.arange(first_counter + 1, first_counter + 1 + num_draws, device=keys.device)
-    words = _mix64(keys[:, None] + counters * _signed(GOLDEN_GAMMA))
+    words = mix64(keys[:, None] + counters * _signed(GOLDEN_GAMMA))
     return _shift_right(words, 11).double() * 2.0**-53
 
 

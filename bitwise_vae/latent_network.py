@@ -83,8 +83,8 @@ class _Layers:
         self._num_heads = model.config.num_heads
         self._scale = model.config.hidden_dim**-0.5
         is_short = dtype == torch.bfloat16 and device.type == "cpu"
-        self._attend = _attend_by_products if is_short else _attend
-        self._widen = _widen_in_one if is_short and _has_short_products() else _widen
+        self._attend = attend_by_products if is_short else attend
+        self._widen = widen_in_one if is_short and has_short_products() else widen
         self._into = _linear(into[0], dtype, device)
         self._blocks = [block(cast(Attention, attention), cast(Mlp, mlp)) for attention, mlp in pairs]
 
@@ -110,13 +110,13 @@ class _Layers:
         return F.linear(self._widen(x, *block.widen), *block.narrow)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """(b, heads, frames, head_dim) each -> (b, frames of query, heads, head_dim)."""
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Return attention without a mask: (b, heads, frames, head_dim) each -> (b, frames of query, heads, head_dim)."""
     return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
 
 
-def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """What `_attend` does, in plain products: half the time in a CPU's bfloat16 (docs/benchmarks.md)."""
+def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Return what `attend` does, by plain products: half the time in a CPU's bfloat16 (docs/benchmarks.md)."""
     shape = query.shape
     query, key, value = (part.contiguous().flatten(0, 1) for part in (query, key, value))
     scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=scale)
@@ -124,17 +124,20 @@ def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float)
     return torch.bmm(weights, value).view(shape).transpose(1, 2)
 
 
-def _widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(b, frames, H) -> (b, frames, mlp_dim): the MLP's first linear map and its GELU."""
+def widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the MLP's first linear map and its GELU: (b, frames, H) -> (b, frames, mlp_dim)."""
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
-def _widen_in_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What `_widen` does, rounded once: oneDNN applies the GELU to its sums, before they are bfloat16."""
+def widen_in_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what `widen` does, rounded once: oneDNN applies the GELU to its sums, before they are bfloat16.
+
+    Only where `has_short_products`.
+    """
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh"))
 
 
-def _has_short_products() -> bool:
+def has_short_products() -> bool:
     """Return whether oneDNN is there and multiplies bfloat16 on this processor; builds without it lack the question."""
     ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return ask is not None and bool(ask())

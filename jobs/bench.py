@@ -6,7 +6,7 @@ A suite is a function of a request; adding one is a line in `SUITES`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,15 +69,24 @@ def make_request(
     return BenchRequest(size, repeats, config, motion_format=motion_format)
 
 
-def run_bench(suite: str, request: BenchRequest, json_file: Path | None, console: Console) -> None:
+def run_bench(
+    suite: str,
+    request: BenchRequest,
+    json_file: Path | None,
+    console: Console,
+    suites: Mapping[str, Suite] = SUITES,
+) -> None:
     """Measure, print, and write the results where a file is named.
+
+    Args:
+        suite: one of `suites`.
 
     Raises:
         ConfigError: this machine has not what the suite needs.
         DataError: the two sides do not agree about the tokens.
     """
     with _progress(console) as report:
-        results = SUITES[suite](request, report)
+        results = suites[suite](request, report)
     console.print(results_table(results))
     if json_file is not None:
         Folder(str(json_file.parent)).publish(json_file.name, results_json(results))

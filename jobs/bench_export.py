@@ -68,11 +68,14 @@ class _Times:
     num_bytes: int
 
 
-def measure_export(request: BenchRequest, report: Report) -> list[BenchResult]:
+def measure_export(request: BenchRequest, report: Report, *, unit_windows: int = UNIT_WINDOWS) -> list[BenchResult]:
     """Export and verify as the commands do, and write and read as many bytes in files as large, in turn.
 
     The start of Ray is left out. Every dataset is verified before its time counts. Files are as warm as their making
     left them: read from memory, mostly; written through to the disk, by both sides.
+
+    Args:
+        unit_windows: windows of a unit, about.
 
     Raises:
         DataError: a dataset is not sound, or two exports of the same fragments differ.
@@ -82,7 +85,7 @@ def measure_export(request: BenchRequest, report: Report) -> list[BenchResult]:
     num_steps = 4 * request.repeats + 2
     with tempfile.TemporaryDirectory(prefix="motion-tokens-bench-") as place, open_session(request.config.run) as run:
         report("making fragments", 0, num_steps)
-        made = make_store(Folder(f"{place}/tokens"), request.windows, request.config)
+        made = make_store(Folder(f"{place}/tokens"), request.windows, request.config, unit_windows)
         run.start()
         for repeat in range(request.repeats):
             name = f"{repeat + 1} of {request.repeats}"
@@ -108,8 +111,12 @@ def measure_export(request: BenchRequest, report: Report) -> list[BenchResult]:
     return _results(request, rounds, run)
 
 
-def make_store(output: Folder, num_windows: int, config: JobConfig) -> _Store:
-    """Write fragments of random bits, as a job would have left them: windows of clips of 1 to 30 windows each."""
+def make_store(output: Folder, num_windows: int, config: JobConfig, unit_windows: int = UNIT_WINDOWS) -> _Store:
+    """Write fragments of random bits, as a job would have left them: windows of clips of 1 to 30 windows each.
+
+    Args:
+        unit_windows: windows of a unit: its last clip brings it there.
+    """
     codec = _codec_spec()
     contract = Contract(
         codec=codec,
@@ -123,7 +130,8 @@ def make_store(output: Folder, num_windows: int, config: JobConfig) -> _Store:
     store.folder.publish(CONSTANTS_PATH, constants)
     units: list[Unit] = []
     writer, rng = FragmentWriter(store, contract), np.random.Generator(np.random.PCG64(DATA_SEED))
-    for number, clips in enumerate(_units_of(clip_lengths(num_windows, codec.window_frames), codec.window_frames)):
+    lengths = clip_lengths(num_windows, codec.window_frames)
+    for number, clips in enumerate(_units_of(lengths, codec.window_frames, unit_windows)):
         path = f"{number:06d}.parquet"
         unit = Unit(digest_of([path], 20), digest_of(["stamp"], 12), 0, (Part("", path, "parquet"),))
         writer.write(_block(unit, clips, contract, rng))
@@ -180,14 +188,14 @@ def remove_shards(output: Folder) -> None:
             output.delete(file.path)
 
 
-def _units_of(lengths: Sequence[int], window_frames: int) -> Iterator[list[tuple[str, int]]]:
+def _units_of(lengths: Sequence[int], window_frames: int, unit_windows: int) -> Iterator[list[tuple[str, int]]]:
     """Yield (clip id, frames) of the clips of one unit after the other."""
     unit: list[tuple[str, int]] = []
     num_windows = 0
     for number, length in enumerate(lengths):
         unit.append((f"clip-{number:07d}", length))
         num_windows += -(-length // window_frames)
-        if num_windows >= UNIT_WINDOWS:
+        if num_windows >= unit_windows:
             yield unit
             unit, num_windows = [], 0
     if unit:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +51,21 @@ def shares_of(num_gpus: int, cores: list[int]) -> list[Share]:
     ]
 
 
-def measure_gpus(request: BenchRequest, report: Report) -> list[BenchResult]:
+def measure_gpus(
+    request: BenchRequest,
+    report: Report,
+    *,
+    distinct_windows: int = DISTINCT_WINDOWS,
+    options: Sequence[str] = OPTIONS,
+) -> list[BenchResult]:
     """Run the command on each share of the machine in turn, each into a fresh output of Parquet shards.
 
     A speed is that from the first tokenizer that is ready to the last fragment. A run on the whole machine goes
     before and is not counted: it warms the files' pages and what the devices compile.
+
+    Args:
+        distinct_windows: windows of the files; a longer job reads them under several names of input.
+        options: of the command, beside codec and precision.
 
     Raises:
         ConfigError: no GPU.
@@ -65,18 +75,18 @@ def measure_gpus(request: BenchRequest, report: Report) -> list[BenchResult]:
 
     shares = shares_of(torch.cuda.device_count(), sorted(os.sched_getaffinity(0)))
     runs: dict[str, list[CommandRun]] = {share.name: [] for share in shares}
-    num_copies = max(1, round(request.windows / DISTINCT_WINDOWS))
+    num_copies = max(1, round(request.windows / distinct_windows))
     num_steps = len(shares) * request.repeats + 3
     with tempfile.TemporaryDirectory(prefix="motion-tokens-bench-") as place:
         report("making motion", 0, num_steps)
         num_windows = max(1, request.windows // num_copies)
         data = make_data(Folder(f"{place}/data"), num_windows, request.codec, request.motion_format)
         inputs = [f"copy{index}={data.folder.url_of('motion')}" for index in range(num_copies)]
-        options = ["-c", data.checkpoint, "--precision", request.config.precision, *OPTIONS]
+        words = ["-c", data.checkpoint, "--precision", request.config.precision, *options]
 
         def run(share: Share) -> CommandRun:
-            with tempfile.TemporaryDirectory(dir=place) as output, _only(share) as environment:
-                command = ["tokenize", *inputs, output, *options]
+            with tempfile.TemporaryDirectory(dir=place) as output, limited_to(share) as environment:
+                command = ["tokenize", *inputs, output, *words]
                 return run_command(command, Path(output), num_copies * data.num_windows, environment)
 
         report("warm-up", 1, num_steps)
@@ -91,7 +101,7 @@ def measure_gpus(request: BenchRequest, report: Report) -> list[BenchResult]:
 
 
 @contextmanager
-def _only(share: Share) -> Iterator[dict[str, str]]:
+def limited_to(share: Share) -> Iterator[dict[str, str]]:
     """Give the environment of a process that sees a share alone; one started meanwhile may use its cores only."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, share.cores)

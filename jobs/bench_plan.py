@@ -43,7 +43,7 @@ NUM_WORKERS = 2
 
 
 @dataclass(frozen=True)
-class _Files:
+class ClipFiles:
     """Parquet files of short clips."""
 
     folder: Folder
@@ -83,7 +83,7 @@ def measure_plan(request: BenchRequest, report: Report) -> list[BenchResult]:
     return [*_results(f"{num_files:,} files as they are", whole), *_results("every file cut inside", cut, few)]
 
 
-def make_files(folder: Folder, num_files: int, clips_per_file: int) -> _Files:
+def make_files(folder: Folder, num_files: int, clips_per_file: int) -> ClipFiles:
     """Write files of as many clips each, in row groups."""
     group_rows = max(1, clips_per_file // GROUPS_PER_FILE)
     values = np.random.Generator(np.random.PCG64(0)).normal(size=clips_per_file * CLIP_FRAMES * MOTION_DIM)
@@ -97,10 +97,10 @@ def make_files(folder: Folder, num_files: int, clips_per_file: int) -> _Files:
         # past the storage door: it syncs every file to disk, which takes minutes here and means nothing
         pq.write_table(pa.table({"clip_id": ids, "motion": motion}), place / f"{number:06d}.parquet", group_rows)
     first = pq.read_metadata(Path(folder.url) / "0000" / "000000.parquet")
-    return _Files(folder, num_files, clips_per_file, first.row_group(0).total_byte_size * 3 // 2)
+    return ClipFiles(folder, num_files, clips_per_file, first.row_group(0).total_byte_size * 3 // 2)
 
 
-def run_planner(files: _Files, unit_bytes: int) -> dict[str, Any]:
+def run_planner(files: ClipFiles, unit_bytes: int) -> dict[str, Any]:
     """Plan in a process of its own, check what it planned, and return seconds by step, units and peak memory.
 
     Raises:
@@ -117,7 +117,7 @@ def run_planner(files: _Files, unit_bytes: int) -> dict[str, Any]:
     return found
 
 
-def check_parts(parts: Sequence[tuple[str, int | None, int | None]], files: _Files) -> None:
+def check_parts(parts: Sequence[tuple[str, int | None, int | None]], files: ClipFiles) -> None:
     """Raise DataError unless (path, first row, past-the-last row) of a plan's parts hold every clip once."""
     by_path: dict[str, list[tuple[int, int]]] = {}
     for path, start, stop in parts:

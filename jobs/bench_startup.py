@@ -23,6 +23,7 @@ SUITE = "startup"
 BASELINE_NAME = "the same with --local"
 LOOK_S = 0.005
 SIDES: tuple[tuple[str, ...], ...] = ((), ("--local",))
+"""Options of the command on our side and on that of the baseline."""
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,27 @@ class CommandRun:
     """As run.json books them."""
 
 
-def measure_startup(request: BenchRequest, report: Report) -> list[BenchResult]:
+def measure_startup(
+    request: BenchRequest, report: Report, *, sides: tuple[tuple[str, ...], ...] = SIDES
+) -> list[BenchResult]:
     """Run the command with Ray and with --local in turn, each into a fresh output.
 
     A run of each goes before and is not counted: it warms the files' pages and what the device compiles.
 
     Args:
         request: its windows are those of the whole job; what is compiled, and when, may depend on them.
+        sides: options of the command on our side and on that of the baseline.
 
     Raises:
         DataError: the command failed, or wrote another number of windows.
     """
-    starts: dict[tuple[str, ...], list[CommandRun]] = {side: [] for side in SIDES}
+    starts: dict[tuple[str, ...], list[CommandRun]] = {side: [] for side in sides}
     num_steps = 2 * request.repeats + 3
     with tempfile.TemporaryDirectory(prefix="motion-tokens-bench-") as place:
         report("making motion", 0, num_steps)
         data = make_data(Folder(f"{place}/data"), request.windows, request.codec)
         for repeat in range(-1, request.repeats):
-            for number, side in enumerate(SIDES):
+            for number, side in enumerate(sides):
                 name = f"{repeat + 1} of {request.repeats}" if repeat >= 0 else "warm-up"
                 report(f"command {' '.join(side)}, {name}", 2 * (repeat + 1) + number + 1, num_steps)
                 with tempfile.TemporaryDirectory(dir=place) as output:
@@ -62,7 +66,7 @@ def measure_startup(request: BenchRequest, report: Report) -> list[BenchResult]:
                 if repeat >= 0:
                     starts[side].append(start)
         report("done", num_steps, num_steps)
-    ours, local = (starts[side] for side in SIDES)
+    ours, local = (starts[side] for side in sides)
     details = {
         "windows": request.windows,
         "stages_s": [start.stages_s for start in ours],

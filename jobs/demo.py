@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from pipeline.manifest import Manifest
 from pipeline.storage import Folder
 
 Motion = npt.NDArray[np.float32]
+MotionGenerator = Callable[[int, int], Motion]
 
 NUM_CLIPS = 300
 CLIP_FRAMES, SHORT_FRAMES = (100, 500), (50, 99)
@@ -91,22 +92,30 @@ def run_demo(output: Path, config: JobConfig, console: Console, num_clips: int =
     show_results(output, done.manifest, console)
 
 
-def make_clips(num_clips: int) -> list[_Clip]:
-    """Return clips of 4 to 20 s, equal ones for equal numbers."""
+def make_clips(num_clips: int, generator: MotionGenerator = speech_motion) -> list[_Clip]:
+    """Return clips of 4 to 20 s, equal ones for equal numbers.
+
+    Args:
+        generator: (num_frames, seed) -> (num_frames, M) at 25 frames a second.
+    """
     rng = np.random.Generator(np.random.PCG64(LENGTH_SEED))
     lengths = rng.integers(*CLIP_FRAMES, num_clips, endpoint=True)
-    return [_Clip(f"clip-{index:04d}", speech_motion(int(length), index)) for index, length in enumerate(lengths)]
+    return [_Clip(f"clip-{index:04d}", generator(int(length), index)) for index, length in enumerate(lengths)]
 
 
-def motion_files(clips: Sequence[_Clip]) -> dict[str, bytes]:
+def motion_files(clips: Sequence[_Clip], generator: MotionGenerator = speech_motion) -> dict[str, bytes]:
     """Return path -> bytes of motion shards in every layout, with a few clips that no dataset should keep.
 
     An eighth of the clips becomes npz files; the others go in equal parts to two Parquet files and two tars.
     Every shard holds two clips too short for a window, one Parquet file a NaN, and one npz ends early.
+
+    Args:
+        clips: what `make_clips` gave.
+        generator: as there; for the clips that are too short.
     """
     num_npz = len(clips) // NPZ_SHARE
     rest = clips[num_npz:]
-    shards = [[*rest[part::4], *_short_clips(part)] for part in range(4)]
+    shards = [[*rest[part::4], *_short_clips(part, generator)] for part in range(4)]
     files = {f"npz/{clip.clip_id}.npz": _npz(clip.motion) for clip in clips[:num_npz]}
     files["npz/truncated.npz"] = _npz(clips[0].motion[::-1])[: -len(clips[0].motion)]
     shards[1].append(_with_nan(clips[0]))
@@ -243,11 +252,11 @@ def _print_block(console: Console, title: str, text: str) -> None:
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _short_clips(part: int) -> list[_Clip]:
+def _short_clips(part: int, generator: MotionGenerator) -> list[_Clip]:
     rng = np.random.Generator(np.random.PCG64([LENGTH_SEED, part]))
     lengths = rng.integers(*SHORT_FRAMES, NUM_SHORT_PER_FORMAT, endpoint=True)
     return [
-        _Clip(f"short-{part}-{index}", speech_motion(int(length), NUM_CLIPS + 10 * part + index))
+        _Clip(f"short-{part}-{index}", generator(int(length), NUM_CLIPS + 10 * part + index))
         for index, length in enumerate(lengths)
     ]
 

@@ -94,7 +94,9 @@ class Corpus:
     test: dict[str, MotionClips]
 
 
-def make_corpus(space: Space, hours: float, num_workers: int, takes: Sequence[Take] = ()) -> Corpus:
+def make_corpus(
+    space: Space, hours: float, num_workers: int, takes: Sequence[Take] = (), num_held_out: int = NUM_HELD_OUT
+) -> Corpus:
     """Generates clips of many speakers, in parallel, and adds recorded takes.
 
     A space that learns from takes trains on the first 80 % of each and is tested on the end, "real". Otherwise
@@ -105,12 +107,13 @@ def make_corpus(space: Space, hours: float, num_workers: int, takes: Sequence[Ta
         hours: of procedural motion to train on.
         num_workers: processes.
         takes: with names that differ.
+        num_held_out: procedural clips that choose the best, and as many that only the figures see.
     """
     num_clips = max(2, round(hours * 3600 * FPS / CLIP_FRAMES))
     with ProcessPoolExecutor(num_workers) as pool:
         training = _speakers(pool, space, "training", (num_clips, CLIP_FRAMES))
-        validation = _speakers(pool, space, "validation", (NUM_HELD_OUT, HELD_OUT_FRAMES))
-        test = {"procedural": MotionClips.of(_speakers(pool, space, "test", (NUM_HELD_OUT, HELD_OUT_FRAMES)))}
+        validation = _speakers(pool, space, "validation", (num_held_out, HELD_OUT_FRAMES))
+        test = {"procedural": MotionClips.of(_speakers(pool, space, "test", (num_held_out, HELD_OUT_FRAMES)))}
     if takes and space.learns_from_takes:
         splits = [int(len(take.motion) * REAL_TRAINING_SHARE) for take in takes]
         copies = max(1, round(REAL_SHARE * num_clips * CLIP_FRAMES / sum(splits)))

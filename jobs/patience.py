@@ -19,9 +19,14 @@ Answer = TypeVar("Answer")
 
 
 class Patience:
-    """How long silence is borne; built anew after every answer."""
+    """How long silence is borne; built anew after every answer.
 
-    def __init__(self) -> None:
+    Args:
+        limit_s: seconds of silence that are borne.
+    """
+
+    def __init__(self, limit_s: float = SILENCE_LIMIT_S) -> None:
+        self._limit_s = limit_s
         self._deadline: float | None = None
 
     @property
@@ -37,26 +42,34 @@ class Patience:
         """
         now = time.monotonic()
         if self._deadline is None:
-            self._deadline = now + SILENCE_LIMIT_S
+            self._deadline = now + self._limit_s
         elif now > self._deadline:
             raise error
 
 
-def patiently(ask: Callable[[], Answer], say: Callable[[str], None] = lambda _: None) -> Answer:
+def patiently(
+    ask: Callable[[], Answer],
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    limit_s: float = SILENCE_LIMIT_S,
+    poll_s: float = POLL_S,
+) -> Answer:
     """Ask until there is an answer: a head node may be starting.
 
     Args:
         say: told once that there is none yet, and why.
+        limit_s: seconds of silence that are borne.
+        poll_s: seconds between one try and the next.
 
     Raises:
-        IncompleteError: there is none for a minute.
+        IncompleteError: there is none for so long.
     """
-    patience = Patience()
+    patience = Patience(limit_s)
     while True:
         try:
             return ask()
         except IncompleteError as error:
             if patience.is_fresh:
-                say(f"{error}; trying again for {SILENCE_LIMIT_S:g} s")
+                say(f"{error}; trying again for {limit_s:g} s")
             patience.bear(error)
-        time.sleep(POLL_S)
+        time.sleep(poll_s)

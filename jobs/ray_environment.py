@@ -27,7 +27,8 @@ DRIVER_ENVIRONMENT = {
 }
 """Of drivers, beside it: each sets it for itself, so that other jobs of a cluster keep what is theirs."""
 
-_SET_HERE: set[str] = set()
+SET_HERE: set[str] = set()
+"""Names that this process has set for itself, so far."""
 
 
 def chosen() -> dict[str, str]:
@@ -35,8 +36,11 @@ def chosen() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()}
 
 
-def set_for_driver() -> dict[str, str]:
+def set_for_driver(set_here: set[str] = SET_HERE) -> dict[str, str]:
     """Set in this process what nobody set; to be called before Ray is imported, which reads some of it.
+
+    Args:
+        set_here: names that it has set so far; more are added.
 
     Returns:
         What the workers of a Ray that runs already may lack. Where its nodes, or the job that this process was
@@ -45,8 +49,8 @@ def set_for_driver() -> dict[str, str]:
     for name, value in (RAY_ENVIRONMENT | DRIVER_ENVIRONMENT).items():
         if name not in os.environ:
             os.environ[name] = value
-            _SET_HERE.add(name)
-    return {name: value for name, value in RAY_ENVIRONMENT.items() if name in _SET_HERE}
+            set_here.add(name)
+    return {name: value for name, value in RAY_ENVIRONMENT.items() if name in set_here}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from bitwise_vae.motion_clips import MotionStatistics
 from bitwise_vae.training import CurvePoint, Trainer, TrainingDivergedError, TrainingEvents, train
 from bitwise_vae.training_task import TrainingSettings, TrainingTask
 from bitwise_vae.window_bank import WindowBank
-from jobs.demo_corpus import SPACES, Corpus, make_corpus, read_takes
+from jobs.demo_corpus import NUM_HELD_OUT, SPACES, Corpus, Space, make_corpus, read_takes
 from jobs.speaker_timeline import FPS
 from jobs.transform_baseline import TransformBaseline, fit_baseline
 from pipeline.storage import Folder
@@ -41,13 +42,26 @@ BASELINE_BLOCKS = {1: 100_000, 100: 3000}
 """Frames of a block -> blocks that a baseline is fitted to."""
 
 
-def main() -> None:
-    """Parses options and runs everything."""
-    options = _options()
+def main(
+    *,
+    spaces: Mapping[str, Space] = SPACES,
+    num_held_out: int = NUM_HELD_OUT,
+    calibration_steps: tuple[int, int] = CALIBRATION_STEPS,
+    baseline_blocks: Mapping[int, int] = BASELINE_BLOCKS,
+) -> None:
+    """Parse the command line and run everything.
+
+    Args:
+        spaces: kinds of motion by name.
+        num_held_out: procedural clips that choose the best, and as many that only the figures see.
+        calibration_steps: before and during the measurement of speed.
+        baseline_blocks: frames of a block -> blocks that a baseline is fitted to.
+    """
+    options = _options(spaces)
     begin = time.perf_counter()
-    space = SPACES[options.space]
+    space = spaces[options.space]
     takes = read_takes(options.real, space)
-    corpus = make_corpus(space, options.hours, options.workers, takes)  # before CUDA starts: it forks
+    corpus = make_corpus(space, options.hours, options.workers, takes, num_held_out)  # before CUDA starts: it forks
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     statistics = corpus.training.statistics()
     _tell(f"{corpus.training.num_frames / FPS / 3600:.2f} h to train on, {time.perf_counter() - begin:.0f} s")
@@ -56,7 +70,7 @@ def main() -> None:
     settings = _settings(options, device)
     if options.steps is None:
         task = TrainingTask(config, statistics, corpus.training, corpus.validation, settings)
-        per_step = seconds_a_step(task, device, options.compile)
+        per_step = seconds_a_step(task, device, options.compile, calibration_steps)
         steps = max(settings.log_every, int(options.minutes * 60 / per_step) // 500 * 500)
         settings = replace(settings, steps=steps, warmup_steps=min(settings.warmup_steps, steps // 5))
         _tell(f"{1000 * per_step:.1f} ms a step: {steps} steps")
@@ -85,16 +99,20 @@ def main() -> None:
         "num_weights": sum(parameter.numel() for parameter in model.parameters()),
         "weights_digest": weights_digest(read),
         "codec": {name: _values(found) for name, found in figures.items()},
-        "baselines": _baselines(config, corpus, statistics, device),
+        "baselines": _baselines(config, corpus, statistics, device, baseline_blocks),
     }
     _publish(options.out / "demo.json", (json.dumps(report, indent=1) + "\n").encode())
     _tell(summary(report))
 
 
-def seconds_a_step(task: TrainingTask, device: torch.device, is_compiled: bool) -> float:
-    """Measures how long a step takes, after a few."""
+def seconds_a_step(task: TrainingTask, device: torch.device, is_compiled: bool, num_steps: tuple[int, int]) -> float:
+    """Measure how long a step takes, after a few.
+
+    Args:
+        num_steps: before and during the measurement.
+    """
     trainer = _trainer(task, device, is_compiled)
-    warm, timed = CALIBRATION_STEPS
+    warm, timed = num_steps
     for _ in range(warm):
         trainer.step()
     _finish(device)
@@ -147,11 +165,11 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _options() -> argparse.Namespace:
+def _options(spaces: Mapping[str, Space]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for codec, demo.json and train.jsonl")
     parser.add_argument("--codec", type=Path, help="another place for the codec")
-    parser.add_argument("--space", choices=SPACES, default="flame", help="kind of motion")
+    parser.add_argument("--space", choices=spaces, default="flame", help="kind of motion")
     parser.add_argument("--real", type=Path, nargs="+", default=[], help="npz of recorded takes, or folders of such")
     parser.add_argument("--hours", type=float, default=24.0, help="procedural motion to train on")
     parser.add_argument("--minutes", type=float, default=5.0, help="becomes a number of steps by measured speed")
@@ -219,12 +237,16 @@ def _trainer(task: TrainingTask, device: torch.device, is_compiled: bool) -> Tra
 
 
 def _baselines(
-    config: BitwiseVAEConfig, corpus: Corpus, statistics: MotionStatistics, device: torch.device
+    config: BitwiseVAEConfig,
+    corpus: Corpus,
+    statistics: MotionStatistics,
+    device: torch.device,
+    blocks: Mapping[int, int],
 ) -> dict[str, Any]:
     """Fits and measures both baselines, each with at most the codec's bits a second."""
     bits_a_frame = config.num_tokens * config.code_dim / config.window_frames
     found: dict[str, Any] = {}
-    for block_frames, max_blocks in BASELINE_BLOCKS.items():
+    for block_frames, max_blocks in blocks.items():
         num_bits = int(bits_a_frame * block_frames)
         baseline = fit_baseline(corpus.training, statistics, block_frames, num_bits, max_blocks)
         name = "PCA of frames" if block_frames == 1 else f"PCA of frames and time ({block_frames} frames)"

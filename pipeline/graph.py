@@ -60,6 +60,7 @@ in that time a GPU is through with three rows of 128 MiB or more."""
 READER_CPUS, READER_CPUS_BESIDE_GPUS = 0.5, 0.75
 """What a reader reserves. Beside GPUs there is about one a core then: as many processes as Ray starts at once."""
 NODES_INTERVAL_S = 5.0
+"""Between two questions which nodes are alive."""
 CRASH_RETRIES = 2
 """Tries of a task after its process died; then its units are left to be looked at one by one."""
 
@@ -100,7 +101,7 @@ def tokenize_with_ray(
         **one_row,
     )
 
-    watch = _Watch(hub, progress, stages)
+    watch = Watch(hub, progress, stages)
     try:
         with raised_as_own(hub):
             for text in rows_of(accounts, "account", watch.look):
@@ -292,15 +293,26 @@ class _HubListener:
         self.hub.encoded.remote(num_windows)
 
 
-class _Watch:
+class Watch:
     """Passes on what the hub knows, and the word to stop. Built for one graph by the driver, who looks every tick.
 
     Reading begins while the tokenizers start, so it is here that somebody notices that they never do, or that all of
     their nodes are lost: Ray builds them again where there is a place, and waits for one without a word.
+
+    Args:
+        hub: what `start_hub` gave.
+        nodes_interval_s: between two questions which nodes are alive.
     """
 
-    def __init__(self, hub: Any, progress: TokenizeProgress, stages: TokenizeStages) -> None:
+    def __init__(
+        self,
+        hub: Any,
+        progress: TokenizeProgress,
+        stages: TokenizeStages,
+        nodes_interval_s: float = NODES_INTERVAL_S,
+    ) -> None:
         self._hub, self._progress, self._stages = hub, progress, stages
+        self._nodes_interval_s = nodes_interval_s
         self._min_actors = stages.min_actors or stages.num_actors
         self._deadline = time.monotonic() + stages.wait_for_resources_s
         self._flow: Flow | None = None
@@ -342,7 +354,7 @@ class _Watch:
         if not any(news.flow.in_flight[state] for state in BEFORE_TOKENS):
             self._lost_at = None  # where nothing waits, a cluster may take its nodes back
             return
-        if now < self._nodes_asked_at + NODES_INTERVAL_S:
+        if now < self._nodes_asked_at + self._nodes_interval_s:
             return
         self._nodes_asked_at = now
         if news.hosts & {node["NodeID"] for node in ray.nodes() if node["Alive"]}:

@@ -94,9 +94,8 @@ def test_encode_windows_does_not_depend_on_large_batch_sizes(
 
 def test_encoder_threads_run_alone_and_leave_others_as_they_are(tiny_model: BitwiseVAE) -> None:
     encoder = WindowEncoder(tiny_model, batch_size=2, num_threads=2)
-    assert encoder._workers is not None
     encoder.null_bits()
-    assert list(encoder._workers.map(lambda _: torch.get_num_threads(), range(8))) == [1] * 8
+    assert list(encoder.each(lambda _: torch.get_num_threads(), range(8))) == [1] * 8
     with ThreadPoolExecutor(1) as unrelated:
         assert unrelated.submit(torch.get_num_threads).result() == 2
     assert torch.get_num_threads() == 2

@@ -9,7 +9,7 @@ import pytest
 
 from bitwise_vae.bits import pack_bits
 from bitwise_vae.config import MotionGroup
-from bitwise_vae.metrics import MAX_HASHES, CodeStatistics, ReconstructionError, _num_distinct
+from bitwise_vae.metrics import MAX_HASHES, CodeStatistics, ReconstructionError
 
 GROUPS = (MotionGroup("face", 0, 2, ""), MotionGroup("jaw", 2, 3, "rad"))
 
@@ -119,9 +119,15 @@ def test_code_statistics_packed_and_merged_are_the_same():
     assert ours.distinct_tokens[0] == len(np.unique(pack_bits(bits)[:, :, 0].reshape(-1, 2), axis=0))
 
 
-def test_num_distinct_estimates_many():
-    hashes = np.unique(np.random.default_rng(3).integers(0, 2**64, 300_000, dtype=np.uint64))
-    assert _num_distinct(hashes[:MAX_HASHES]) == pytest.approx(len(hashes), rel=0.02)
+def test_distinct_tokens_of_many_are_estimated():
+    tokens = np.unique(np.random.default_rng(3).integers(0, 2**64, 300_000, dtype=np.uint64))
+    bits = np.unpackbits(tokens.view(np.uint8)).reshape(-1, 1, 64)
+    statistics = CodeStatistics((1,), 64)
+    for part in np.array_split(bits, 10):
+        statistics.add(part)
+        statistics.add(part[::7])  # the same tokens again
+    assert len(tokens) > 4 * MAX_HASHES
+    assert statistics.figures().distinct_tokens == (pytest.approx(len(tokens), rel=0.02),)
 
 
 def test_code_statistics_refuses_other_schedules():

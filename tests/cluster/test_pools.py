@@ -16,7 +16,7 @@ import ray
 from jobs.session import open_session, stop_behind
 from pipeline.errors import ResourcesError
 from pipeline.execution import WRITER_CPUS, JobRecord, TokenizeProgress, num_writers
-from pipeline.graph import READER_CPUS, _Watch, build_with_ray, gpu_calls_ahead, start_hub
+from pipeline.graph import READER_CPUS, Watch, build_with_ray, gpu_calls_ahead, start_hub
 from pipeline.job_config import load_config
 from pipeline.observer import JobObserver
 from pipeline.plan import Unit
@@ -112,7 +112,7 @@ def test_an_error_that_is_not_ours_has_another_cause_than_itself(ray_local):
 
 
 def hub_and_watch(observer, wait_for_resources_s):
-    """A hub, and the watch over a graph of three tokenizers, of which two must stand."""
+    """A hub, and the watch over a graph of three tokenizers, of which two must stand; each look asks for nodes."""
     hub = start_hub(b"")
     asked = {
         "num_actors": 3,
@@ -121,7 +121,8 @@ def hub_and_watch(observer, wait_for_resources_s):
         "gpus_per_actor": 0.0,
         "wait_for_resources_s": wait_for_resources_s,
     }
-    return hub, _Watch(hub, TokenizeProgress(observer, JobRecord(), StopSwitch()), SimpleNamespace(**asked))
+    progress = TokenizeProgress(observer, JobRecord(), StopSwitch())
+    return hub, Watch(hub, progress, SimpleNamespace(**asked), nodes_interval_s=0)
 
 
 def test_a_run_ends_where_too_few_tokenizers_stand_in_time(ray_local):
@@ -146,9 +147,8 @@ class Waiting(JobObserver):
 
 
 @pytest.fixture
-def lost(ray_local, monkeypatch):
-    """A hub whose tokenizers stood on nodes that are gone, the watch over it, and who is told; each look asks."""
-    monkeypatch.setattr("pipeline.graph.NODES_INTERVAL_S", 0)
+def lost(ray_local):
+    """A hub whose tokenizers stood on nodes that are gone, the watch over it, and who is told."""
     observer = Waiting()
     hub, watch = hub_and_watch(observer, wait_for_resources_s=0.3)
     for gone in ("a", "b"):

@@ -9,9 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from bitwise_vae import checkpoint_bytes, load_checkpoint, weights_digest
 from bitwise_vae.quality_record import QualityRecord, sample_digest
+from jobs.inspect_command import InspectRequest, run_inspect
+from pipeline.job_config import load_config
 
 QUICK = ("--local", "--gate", "off", "--set", "run.report=false")
 
@@ -174,11 +177,7 @@ def test_inspect_reads_s3(command, tokens, tiny_corpus, tiny_codec, s3):
         assert word in outcome.text
 
 
-def test_inspect_does_without_unicode_and_width(command, tokens, monkeypatch):
-    from rich.console import Console
-
-    import jobs.codec_cli as glue
-
+def test_inspect_does_without_unicode_and_width(tokens):
     class Ascii:
         encoding = "ascii"
 
@@ -192,8 +191,7 @@ def test_inspect_does_without_unicode_and_width(command, tokens, monkeypatch):
             pass
 
     file = Ascii()
-    monkeypatch.setattr(glue, "console", Console(file=file, width=40))
-    assert command("inspect", tokens).code == 0
+    run_inspect(InspectRequest(str(tokens), None, None), load_config(None), Console(file=file, width=40))
     assert ": both" in file.text.replace(f"{os.linesep}", " ")
 
 

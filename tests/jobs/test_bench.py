@@ -13,11 +13,10 @@ import pytest
 from rich.console import Console
 
 from bitwise_vae.config import BitwiseVAEConfig
-from jobs import bench, bench_pipeline
-from jobs.bench import SUITES, make_request, results_json, results_table, run_bench
+from jobs.bench import make_request, results_json, results_table, run_bench
 from jobs.bench_data import MOTION_FORMATS, BenchData, clip_lengths, make_data
-from jobs.bench_pipeline import BitCheck, measure_pipeline, require_agreement
-from jobs.bench_result import BenchRequest, BenchResult
+from jobs.bench_pipeline import BitCheck, measure_pipeline, require_agreement, run_baseline
+from jobs.bench_result import SPREAD, BenchRequest, BenchResult
 from pipeline.config import CodecSpec, CorpusSpec, WindowRule
 from pipeline.errors import ConfigError, DataError
 from pipeline.job_config import load_config
@@ -52,20 +51,19 @@ def test_measure_pipeline_compares_every_window_of_both_sides() -> None:
     assert steps == expected
 
 
-def falsified(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    """Let `change` alter the array of the baseline's first clip before it is compared."""
-    honest = bench_pipeline.run_baseline
+def falsified(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Let `change` alter the array of the baseline's first clip when it is read to be compared."""
+    read = Folder.read
 
-    def wrong(data: Any, output: Folder) -> Any:
-        result = honest(data, output)
-        path = sorted(file.path for file in output.list_files())[0]
-        bits = change(np.load(io.BytesIO(output.read(path))))
+    def wrong(folder: Folder, path: str) -> bytes:
+        data = read(folder, path)
+        if path != "clip-000000.npy":
+            return data
         sink = io.BytesIO()
-        np.save(sink, bits)
-        output.publish(path, sink.getvalue())
-        return result
+        np.save(sink, change(np.load(io.BytesIO(data))))
+        return sink.getvalue()
 
-    monkeypatch.setattr(bench_pipeline, "run_baseline", wrong)
+    monkeypatch.setattr(Folder, "read", wrong)
 
 
 def test_measure_pipeline_finds_bits_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +85,7 @@ def test_run_baseline_reports_a_script_that_fails(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     data = BenchData(folder, ("missing.parquet",), (1,))
     with pytest.raises(DataError, match="the baseline failed"):
-        bench_pipeline.run_baseline(data, folder.child("out"))
+        run_baseline(data, folder.child("out"))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +128,7 @@ def test_bench_result_states_medians_range_and_both_ratios() -> None:
     assert BenchResult("s", "n", "s", (1.5,)).to_json()["ratio"] is None
 
 
-def test_run_bench_prints_and_writes_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_bench_prints_and_writes_the_results(tmp_path: Path) -> None:
     seen: list[BenchRequest] = []
 
     def suite(asked: BenchRequest, report: Any) -> list[BenchResult]:
@@ -138,15 +136,15 @@ def test_run_bench_prints_and_writes_the_results(tmp_path: Path, monkeypatch: py
         report("working", 1, 2)
         return [BenchResult("pipeline", "whole job, float16", "windows/s", (10.0, 12.0), "script", (5.0, 5.0))]
 
-    monkeypatch.setitem(SUITES, "pipeline", suite)
     console = Console(file=io.StringIO(), width=120)
-    run_bench("pipeline", make_request("pipeline", 64, 2, "float16"), tmp_path / "new" / "bench.json", console)
+    json_file = tmp_path / "new" / "bench.json"
+    run_bench("pipeline", make_request("pipeline", 64, 2, "float16"), json_file, console, {"pipeline": suite})
     assert (seen[0].windows, seen[0].repeats, seen[0].config.precision) == (64, 2, "float16")
     assert (seen[0].codec.hidden_dim, seen[0].codec.depth, seen[0].codec.num_heads) == (512, 6, 8)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "1/2 working" in text
     assert "2.20" in text
-    tree = json.loads((tmp_path / "new" / "bench.json").read_text())
+    tree = json.loads(json_file.read_text())
     assert set(tree) == {"results", "spread_is", "hardware", "versions"}
     assert tree["results"][0]["ratio"] == 2.2
     assert tree["versions"]["python"]
@@ -184,4 +182,4 @@ def test_results_table_leaves_ratios_out_where_there_is_no_baseline() -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(results_table([BenchResult("pipeline", "session start", "s", (1.25,))]))
     assert "session start" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert bench.SPREAD in json.loads(results_json([]))["spread_is"]
+    assert SPREAD in json.loads(results_json([]))["spread_is"]

@@ -9,6 +9,8 @@ from jobs.bench_control import measure_control
 from jobs.bench_result import BenchRequest
 from pipeline.errors import DataError
 from pipeline.job_config import load_config
+from pipeline.plan import Unit
+from pipeline.token_store import TokenStore
 
 
 def request(windows: int) -> BenchRequest:
@@ -27,6 +29,12 @@ def test_measure_control_passes_units_in_runs_and_one_by_one() -> None:
 
 
 def test_measure_control_finds_units_without_a_fragment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_control, "runs_of", lambda job, units, executor, num_actors: [list(units[:-1])])
+    publish = TokenStore.publish_fragment
+
+    def forgetful(store: TokenStore, unit: Unit, data: bytes) -> None:
+        if unit.parts[0].path != "000/000011.npz":
+            publish(store, unit, data)
+
+    monkeypatch.setattr(TokenStore, "publish_fragment", forgetful)
     with pytest.raises(DataError, match="1 of 12 units have no fragment"):
         measure_control(request(12), lambda *_: None)

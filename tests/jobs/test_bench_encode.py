@@ -1,7 +1,10 @@
+from typing import Any
+
+import numpy as np
 import pytest
 
 from bitwise_vae.config import BitwiseVAEConfig
-from jobs import bench_encode
+from bitwise_vae.encode import WindowEncoder
 from jobs.bench_encode import measure_encode
 from jobs.bench_result import BenchRequest
 from pipeline.errors import DataError
@@ -25,35 +28,31 @@ def test_measure_encode_compares_every_precision_with_float64() -> None:
 
 
 def test_measure_encode_finds_output_that_a_run_left_unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, time_it, written = bench_encode._encoded, bench_encode._timed, []
+    encode, written = WindowEncoder.encode, []
 
-    def encoded(*arguments):
-        written.append(encode(*arguments))
-        return written[-1]
+    def forgetful(encoder: WindowEncoder, *arguments: Any) -> np.ndarray:
+        bits = encode(encoder, *arguments)
+        if encoder.precision == "float32":
+            if len(written) > 1 and len(written) % 2:  # right in the first run, then what other motion left there
+                bits[0] = written[-1][0]
+            written.append(bits)
+        return bits
 
-    def forgetful(work):
-        num_before = len(written)
-        bits, spent = time_it(work)
-        if num_before > 1 and len(written) > num_before:  # right in the first run, then what stood there before
-            bits[0] = written[-2][0]
-        return bits, spent
-
-    monkeypatch.setattr(bench_encode, "CPU_PRECISIONS", ("float32",))
-    monkeypatch.setattr(bench_encode, "_encoded", encoded)
-    monkeypatch.setattr(bench_encode, "_timed", forgetful)
-    with pytest.raises(DataError):
+    monkeypatch.setattr(WindowEncoder, "encode", forgetful)
+    with pytest.raises(DataError, match="of the bits differ from float64's in float32"):
         measure_encode(REQUEST, quiet)
+    assert len(written) == 4
 
 
 def test_measure_encode_refuses_bits_that_change_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, calls = bench_encode._encoded, []
+    encode, calls = WindowEncoder.encode, []
 
-    def restless(*arguments):
-        bits = honest(*arguments)
+    def restless(encoder: WindowEncoder, *arguments: Any) -> np.ndarray:
+        bits = encode(encoder, *arguments)
         calls.append(bits)
         bits[-1, -1, -1, -1] ^= len(calls) > 2
         return bits
 
-    monkeypatch.setattr(bench_encode, "_encoded", restless)
+    monkeypatch.setattr(WindowEncoder, "encode", restless)
     with pytest.raises(DataError, match="not those of the run before"):
         measure_encode(REQUEST, quiet)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from jobs import bench_export
 from jobs.bench_export import export_store, make_store, measure_export, require_sound
 from jobs.bench_result import BenchRequest
 from jobs.session import open_session
@@ -13,11 +12,10 @@ from pipeline.job_config import load_config
 from pipeline.storage import Folder
 
 
-def test_measure_export_writes_and_verifies_every_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_export, "UNIT_WINDOWS", 100)
+def test_measure_export_writes_and_verifies_every_window() -> None:
     steps: list[str] = []
     request = BenchRequest(500, 2, load_config(None, ["run.local=true"]))
-    export, verify = measure_export(request, lambda step, *_: steps.append(step))
+    export, verify = measure_export(request, lambda step, *_: steps.append(step), unit_windows=100)
     assert [result.unit for result in (export, verify)] == ["windows/s"] * 2
     assert (len(export.runs), len(export.baseline_runs), len(verify.baseline_runs)) == (2, 2, 2)
     assert export.details["windows"] == 500

@@ -9,13 +9,14 @@ import sys
 import pytest
 
 from bitwise_vae.config import BitwiseVAEConfig
-from jobs import bench_gpus
-from jobs.bench_gpus import Share, measure_gpus, shares_of
+from jobs.bench_gpus import Share, limited_to, measure_gpus, shares_of
 from jobs.bench_result import BenchRequest
 from pipeline.errors import ConfigError
 from pipeline.job_config import load_config
 
 CODEC = BitwiseVAEConfig(hidden_dim=16, depth=1, num_heads=2)
+ON_CPUS = {"options": ("--local",), "distinct_windows": 3}
+"""The command runs on the CPU whatever is said of GPUs, and sees none."""
 
 
 def test_shares_of_give_one_gpu_its_share_of_the_cores_and_all():
@@ -31,11 +32,11 @@ def test_shares_of_one_gpu_are_the_whole_machine_and_of_none_nothing():
         shares_of(0, [0, 1])
 
 
-def test_only_shows_a_process_its_share_and_gives_the_cores_back():
+def test_limited_to_shows_a_process_its_share_and_gives_the_cores_back():
     allowed = os.sched_getaffinity(0)
     one = min(allowed)
     program = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], *os.sched_getaffinity(0))"
-    with bench_gpus._only(Share("one", (3,), (one,))) as environment:
+    with limited_to(Share("one", (3,), (one,))) as environment:
         seen = subprocess.run(
             [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
@@ -43,29 +44,21 @@ def test_only_shows_a_process_its_share_and_gives_the_cores_back():
     assert os.sched_getaffinity(0) == allowed
 
 
-@pytest.fixture
-def on_cpus(monkeypatch):
-    """The command runs on the CPU whatever is said of GPUs, and sees none."""
-    monkeypatch.setattr(bench_gpus, "OPTIONS", ("--local",))
-    monkeypatch.setattr(bench_gpus, "DISTINCT_WINDOWS", 3)
-
-
-@pytest.mark.usefixtures("on_cpus")
 def test_measure_gpus_compares_the_whole_machine_with_each_share(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     steps: list[str] = []
-    results = measure_gpus(BenchRequest(6, 1, load_config(None, []), CODEC), lambda step, *_: steps.append(step))
+    asked = BenchRequest(6, 1, load_config(None, []), CODEC)
+    results = measure_gpus(asked, lambda step, *_: steps.append(step), **ON_CPUS)
     assert [result.baseline_name for result in results] == ["one with its share of the cores", "one with all cores"]
     assert all(result.ratio is not None and result.ratio > 0 for result in results)
     assert results[0].details["windows"] == 6  # three windows under each of two names
     assert steps == ["making motion", "warm-up", *[f"{share}, 1 of 1" for share in results[0].details["cores"]], "done"]
 
 
-@pytest.mark.usefixtures("on_cpus")
 def test_measure_gpus_measures_one_gpu_alone(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     asked = BenchRequest(6, 1, load_config(None, []), CODEC, motion_format="webdataset")
-    (result,) = measure_gpus(asked, lambda *_: None)
+    (result,) = measure_gpus(asked, lambda *_: None, **ON_CPUS)
     assert (result.baseline, result.details["windows"], result.details["motion_format"]) == (None, 6, "webdataset")
     assert result.name.startswith("1 GPU, ")
     assert result.median > 0

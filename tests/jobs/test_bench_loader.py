@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jobs import bench_loader
-from jobs.bench_loader import measure_loader, require_content
+from jobs.bench_loader import WindowFiles, measure_loader, require_content
 from jobs.bench_result import BenchRequest
 from pipeline.errors import DataError
 from pipeline.job_config import load_config
@@ -30,8 +29,13 @@ def test_measure_loader_reads_the_same_windows_three_times() -> None:
 
 
 def test_measure_loader_finds_a_side_that_gives_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = bench_loader.unpack_bits
-    monkeypatch.setattr(bench_loader, "unpack_bits", lambda packed: 1 - honest(packed))
+    honest = WindowFiles.__getitem__
+
+    def inverted(files: WindowFiles, index: int) -> tuple[str, int, torch.Tensor]:
+        clip_id, start, bits = honest(files, index)
+        return clip_id, start, 1 - bits
+
+    monkeypatch.setattr(WindowFiles, "__getitem__", inverted)
     with pytest.raises(DataError, match="one npy a window, int32: bits of 60 windows"):
         measure_loader(request(), lambda *_: None)
 

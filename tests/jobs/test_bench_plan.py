@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.bench_plan import CLIPS_PER_FILE, _Files, check_parts, make_files, measure_plan, run_planner
+from jobs.bench_plan import CLIPS_PER_FILE, ClipFiles, check_parts, make_files, measure_plan, run_planner
 from jobs.bench_result import BenchRequest
 from pipeline.errors import DataError
 from pipeline.job_config import load_config
@@ -27,18 +27,18 @@ def test_measure_plan_plans_files_as_they_are_and_cut_inside() -> None:
 
 def test_run_planner_reports_a_plan_that_fails(tmp_path) -> None:
     with pytest.raises(DataError, match=r"the plan failed: (?s:.*)InputNotFoundError"):
-        run_planner(_Files(Folder(str(tmp_path / "missing")), 1, 5, 100), 100)
+        run_planner(ClipFiles(Folder(str(tmp_path / "missing")), 1, 5, 100), 100)
 
 
 def test_run_planner_finds_files_that_a_plan_leaves_out(tmp_path) -> None:
     files = make_files(Folder(str(tmp_path / "files")), 2, 5)
     with pytest.raises(DataError, match="the plan names 2 of 3 files"):
-        run_planner(_Files(files.folder, 3, 5, files.unit_bytes), files.unit_bytes)
+        run_planner(ClipFiles(files.folder, 3, 5, files.unit_bytes), files.unit_bytes)
 
 
 @pytest.mark.parametrize("ranges", [[(0, 3)], [(0, 3), (4, 10)], [(0, 6), (5, 10)], [(1, None)], [(None, None)] * 2])
 def test_check_parts_finds_clips_that_are_missing_or_doubled(tmp_path, ranges) -> None:
-    files = _Files(Folder(str(tmp_path)), 1, 10, 100)
+    files = ClipFiles(Folder(str(tmp_path)), 1, 10, 100)
     check_parts([("a", None, None)], files)
     check_parts([("a", 5, 10), ("a", 0, 5)], files)
     with pytest.raises(DataError, match="not every clip of a once"):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from bitwise_vae.config import BitwiseVAEConfig
-from jobs import bench_startup
 from jobs.bench_pipeline import make_data
 from jobs.bench_result import BenchRequest
 from jobs.bench_startup import measure_startup, run_command
@@ -18,11 +17,11 @@ from pipeline.storage import Folder
 CODEC = BitwiseVAEConfig(hidden_dim=16, depth=1, num_heads=2)
 
 
-def test_measure_startup_times_the_first_fragment_and_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_startup, "SIDES", (("--local",), ("--local", "--stride", "100")))
+def test_measure_startup_times_the_first_fragment_and_the_end() -> None:
+    sides = (("--local",), ("--local", "--stride", "100"))
     steps: list[str] = []
     request = BenchRequest(4, 1, load_config(None, []), CODEC)
-    first, whole = measure_startup(request, lambda step, *_: steps.append(step))
+    first, whole = measure_startup(request, lambda step, *_: steps.append(step), sides=sides)
     assert 0 < first.median < whole.median
     assert (first.unit, len(first.runs), len(first.baseline_runs)) == ("s", 1, 1)
     assert first.details["windows"] == 4

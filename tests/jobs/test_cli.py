@@ -9,9 +9,9 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-import jobs.dataset_commands
 from jobs.cli import app, job_config
 from pipeline.errors import ConfigError, IncompleteError
+from pipeline.storage import Folder
 
 NUM_CLIPS = 48
 COMMANDS = ["tokenize", "export", "verify", "diff", "clean", "replay", "demo", "bench", "report", "certify", "train"]
@@ -45,7 +45,7 @@ def test_errors_end_in_their_exit_code(monkeypatch, error, code):
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(jobs.dataset_commands, "run_verify", fail)
+    monkeypatch.setattr(Folder, "read", fail)
     result = CliRunner().invoke(app, ["verify", "x"])
     assert result.exit_code == code
     assert ("Traceback" in result.output) == (code == 70)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,12 @@ import pytest
 
 from bitwise_vae.config import ARKIT_GROUPS, FLAME_GROUPS
 from jobs import demo_corpus
-from jobs.demo_corpus import SPACES, Take, at_fps, make_corpus, read_takes
+from jobs.demo_corpus import SPACES, Take, at_fps, read_takes
 from jobs.procedural_arkit import arkit_motion
 from jobs.procedural_motion import speech_motion
 from pipeline.errors import InputFormatError, InputNotFoundError
 
-
-@pytest.fixture(autouse=True)
-def _few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_corpus, "NUM_HELD_OUT", 2)
+make_corpus = partial(demo_corpus.make_corpus, num_held_out=2)
 
 
 def test_spaces_have_codecs_of_their_columns() -> None:

@@ -7,12 +7,7 @@ import pytest
 from jobs.patience import patiently
 from pipeline.errors import ConfigError, IncompleteError
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """A second of the clock is a tenth."""
-    monkeypatch.setattr("jobs.patience.POLL_S", 0.01)
-    monkeypatch.setattr("jobs.patience.SILENCE_LIMIT_S", 0.3)
+LIMIT_S, POLL_S = 0.3, 0.01
 
 
 def test_patiently_asks_until_there_is_an_answer():
@@ -24,7 +19,7 @@ def test_patiently_asks_until_there_is_an_answer():
             raise answer
         return answer
 
-    assert patiently(ask, said.append) == "here"
+    assert patiently(ask, said.append, limit_s=LIMIT_S, poll_s=POLL_S) == "here"
     assert said == ["silent; trying again for 0.3 s"]
 
 
@@ -36,7 +31,7 @@ def test_patiently_ends_where_silence_lasts():
         raise IncompleteError("silent")
 
     with pytest.raises(IncompleteError, match="silent"):
-        patiently(ask)
+        patiently(ask, limit_s=LIMIT_S, poll_s=POLL_S)
     assert len(asked) > 3
 
 
@@ -48,5 +43,5 @@ def test_patiently_passes_other_errors_on_at_once():
         raise ConfigError("wrong")
 
     with pytest.raises(ConfigError):
-        patiently(ask)
+        patiently(ask, limit_s=LIMIT_S, poll_s=POLL_S)
     assert len(asked) == 1

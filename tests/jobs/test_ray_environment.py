@@ -48,11 +48,11 @@ def run(*words: str, **variables: str) -> str:
 def test_set_for_driver_says_what_it_has_set(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("jobs.ray_environment._SET_HERE", set())
     monkeypatch.setenv("MIMALLOC_PURGE_DELAY", "7")
+    set_here = set()
     for _ in range(2):  # a second cluster may lack as much as the first
-        assert set_for_driver() | {"MIMALLOC_PURGE_DELAY": "-1"} == RAY_ENVIRONMENT
-        assert "MIMALLOC_PURGE_DELAY" not in set_for_driver()
+        assert set_for_driver(set_here) | {"MIMALLOC_PURGE_DELAY": "-1"} == RAY_ENVIRONMENT
+        assert "MIMALLOC_PURGE_DELAY" not in set_for_driver(set_here)
         found = {name: os.environ[name] for name in NAMES}
         assert found == RAY_ENVIRONMENT | DRIVER_ENVIRONMENT | {"MIMALLOC_PURGE_DELAY": "7"}
 

@@ -14,26 +14,18 @@ import torch
 
 from bitwise_vae import load_checkpoint, record_from_bytes, sample_digest, weights_digest
 from bitwise_vae.config import ARKIT_GROUPS
-from jobs import demo_corpus, train_demo
-from jobs.demo_corpus import SPACES
+from jobs.demo_corpus import SPACES, Space
 from jobs.procedural_motion import speech_motion
+from jobs.train_demo import main
 from pipeline.errors import InputFormatError
 
 
-def toy(space: demo_corpus.Space) -> demo_corpus.Space:
+def toy(space: Space) -> Space:
     config = replace(space.small, hidden_dim=12, depth=1)
     return replace(space, small=config, full=config)
 
 
 TOYS = {name: toy(space) for name, space in SPACES.items()}
-
-
-@pytest.fixture(autouse=True)
-def _toy_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_corpus, "NUM_HELD_OUT", 2)
-    monkeypatch.setattr(train_demo, "BASELINE_BLOCKS", {1: 500, 100: 20})
-    monkeypatch.setattr(train_demo, "CALIBRATION_STEPS", (1, 1))
-    monkeypatch.setattr(train_demo, "SPACES", TOYS)
 
 
 @pytest.fixture
@@ -46,7 +38,7 @@ def take(tmp_path: Path) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> None:
     words = ["train_demo", "--hours", "0.03", "--workers", "1", "--device", "cpu", "--batch-size", "2", *options]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    train_demo.main()
+    main(spaces=TOYS, num_held_out=2, calibration_steps=(1, 1), baseline_blocks={1: 500, 100: 20})
 
 
 def test_train_demo_writes_codec_figures_and_curve(

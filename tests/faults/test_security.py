@@ -295,10 +295,10 @@ CASES = {
 }
 RUN_ALL = """
 import json, sys
-import pipeline.storage.retries
-pipeline.storage.retries.RETRY_WAITS_S = (0.01,)
 from typer.testing import CliRunner
 from jobs.cli import app
+from pipeline.storage import RetryPolicy
+RetryPolicy.draw_waits = lambda policy: iter((0.01,))
 results = []
 for arguments in json.loads(sys.argv[1]):
     result = CliRunner().invoke(app, arguments)

@@ -17,7 +17,7 @@ from pipeline.export.layout import ShardLayout, shuffled_order
 from pipeline.export.parquet import shard_to_parquet
 from pipeline.export.webdataset import shard_to_tar
 from pipeline.manifest import ShardFile
-from pipeline.schema import token_schema
+from pipeline.schema import TOKEN_ROW_GROUP_ROWS, token_schema
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
 
@@ -71,6 +71,8 @@ class ShardBuilder:
     formats: tuple[str, ...]
     windows_per_sample: int = 1
     """Of tars."""
+    group_rows: int = TOKEN_ROW_GROUP_ROWS
+    """Rows of a Parquet row group at most; recipes (reuse.py) do not hold it, so an output keeps to one value."""
 
     def build(self, task: ShardTask) -> Iterator[ShardResult]:
         """Yield the shard of a task once its files stand."""
@@ -110,7 +112,7 @@ class ShardBuilder:
         contract = self.contract
         data: bytes | memoryview
         if name == "parquet":
-            data = shard_to_parquet(tokens, contract)
+            data = shard_to_parquet(tokens, contract, self.group_rows)
         else:
             data = memoryview(shard_to_tar(tokens, contract.codec, contract.corpus, self.windows_per_sample))
         digest = hashlib.sha256(data).hexdigest()

@@ -138,6 +138,11 @@ class RowGroups:
         return self._reading.cache_bytes
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of the decoded row groups that are kept at the moment."""
+        return sum(self._kept_bytes.values())
+
+    @property
     def largest_bytes(self) -> int:
         """Bytes of the largest row group once decoded, about."""
         sizes = [
@@ -225,7 +230,7 @@ class RowGroups:
         """Put a row group at the end of those kept, and forget from the beginning what is too much."""
         self._kept[number] = columns
         self._kept_bytes[number] = sum(column.nbytes for column in columns.values())
-        while sum(self._kept_bytes.values()) > self._reading.cache_bytes:
+        while self.held_bytes > self._reading.cache_bytes:
             self._kept_bytes.pop(self._kept.popitem(last=False)[0])
 
     def _read(self, number: int, names: Sequence[str]) -> dict[str, Column]:

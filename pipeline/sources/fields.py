@@ -48,11 +48,16 @@ Fields = dict[str, str | None]
 _FAULTS = (ClipError, pa.ArrowException, OSError, *ZIP_FAULTS)
 
 
-def carried_kinds(roots: Sequence[InputRoot], config: InputConfig) -> dict[str, CarriedKind]:
+def carried_kinds(
+    roots: Sequence[InputRoot], config: InputConfig, max_files: int = MAX_FILES
+) -> dict[str, CarriedKind]:
     """Return the kind of each field that `input.carry` names, as the first files that have it say.
 
     Whole numbers in one file and others in the next make floating numbers. A field of which no value was met is text.
     A kind that `input.carry` names stands, whatever the files say.
+
+    Args:
+        max_files: of an input that are looked at for a field that none had so far.
 
     Raises:
         ConfigError: an input has no file with such a field, or with that of `input.audio`; no column can carry it; its
@@ -63,15 +68,15 @@ def carried_kinds(roots: Sequence[InputRoot], config: InputConfig) -> dict[str, 
     kinds: dict[str, set[str | None]] = {name: set() for name in wanted}
     sounds: set[str | None] = set()
     for root in roots if wanted or config.audio.field else ():
-        seen = _look(root, config, wanted)
+        seen = _look(root, config, wanted, max_files)
         for name in wanted:
             if name not in seen:
-                raise _unknown(root, "input.carry", name, seen)
+                raise _unknown(root, "input.carry", name, seen, max_files)
             kinds[name] |= seen[name]
         if config.audio.field is not None:
             found = _sound_kinds(seen, config.audio.field)
             if not found:
-                raise _unknown(root, "input.audio.field", config.audio.field, seen)
+                raise _unknown(root, "input.audio.field", config.audio.field, seen, max_files)
             sounds |= found
     is_plain = all(str(kind).startswith("list") for kind in sounds) and config.audio.mode == "cut"
     if sounds and not (is_plain and config.audio.encoding == "int16"):
@@ -102,10 +107,10 @@ def fields_of(folder: Folder, path: str, file_format: str) -> Fields:
     return found
 
 
-def _look(root: InputRoot, config: InputConfig, wanted: Collection[str]) -> dict[str, set[str | None]]:
+def _look(root: InputRoot, config: InputConfig, wanted: Collection[str], max_files: int) -> dict[str, set[str | None]]:
     """Return the fields that files of an input have, until each wanted one was met."""
     seen: dict[str, set[str | None]] = {}
-    files = sorted(file.path for file in root.files)[:MAX_FILES]
+    files = sorted(file.path for file in root.files)[:max_files]
 
     def read(path: str) -> Fields:
         return fields_of(root.folder, path, format_of(path, config.format))
@@ -151,10 +156,10 @@ _WIDER: tuple[tuple[CarriedKind, set[str]], ...] = (
 """The first kind that can hold all that were met."""
 
 
-def _unknown(root: InputRoot, key: str, name: str, seen: Mapping[str, object]) -> ConfigError:
+def _unknown(root: InputRoot, key: str, name: str, seen: Mapping[str, object], max_files: int) -> ConfigError:
     near = difflib.get_close_matches(name, seen, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"found: {', '.join(sorted(seen)[:20]) or 'no field at all'}"
-    looked = f"its first {MAX_FILES} files" if len(root.files) > MAX_FILES else "its files"
+    looked = f"its first {max_files} files" if len(root.files) > max_files else "its files"
     whose = f"input {root.name!r}" if root.name else "the input"
     return ConfigError(f"{key}: {whose} has no field {name!r} in any of {looked}; {hint}")
 

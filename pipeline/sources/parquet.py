@@ -28,6 +28,7 @@ from pipeline.sources.stored_audio import StoredAudio
 from pipeline.storage import Folder
 
 BATCH_BYTES = 16 << 20
+"""Of decoded rows in a batch, about."""
 
 _MAGIC = b"PAR1"
 _REFERENCE_BYTES = 8
@@ -99,8 +100,13 @@ def cut_parquet(folder: Folder, whole: Part, corpus: CorpusSpec) -> list[Part]:
     return [Part(whole.input_name, whole.path, whole.format, start, stop) for start, stop in itertools.pairwise(edges)]
 
 
-def read_parquet(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpec) -> Iterator[RawClip | ClipProblem]:
+def read_parquet(
+    folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpec, batch_bytes: int = BATCH_BYTES
+) -> Iterator[RawClip | ClipProblem]:
     """Yield the clips of a part's rows in order; a row group that cannot be decoded is one problem.
+
+    Args:
+        batch_bytes: about so many bytes of rows are decoded at once.
 
     Raises:
         FileNotFoundError: the file is gone.
@@ -131,7 +137,7 @@ def read_parquet(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpe
             for group in groups:
                 try:
                     num_bytes = _decoded_bytes(claims[group.index], columns, schema, file_bytes)
-                    for row, batch in _batches(parquet, group, columns, num_bytes):
+                    for row, batch in _batches(parquet, group, columns, num_bytes, batch_bytes):
                         yield from _clips(batch, row, reading)
                 except ClipError as error:
                     yield part.problem(part.stem, _rows(group), error.reason, error.detail)
@@ -283,9 +289,11 @@ def _rows(group: _RowGroup) -> str:
     return f"rows {group.start} to {group.stop - 1}"
 
 
-def _batches(parquet: Any, group: _RowGroup, columns: _Columns, num_bytes: int) -> Iterator[tuple[int, Any]]:
+def _batches(
+    parquet: Any, group: _RowGroup, columns: _Columns, num_bytes: int, batch_bytes: int
+) -> Iterator[tuple[int, Any]]:
     """Yield (first row, batch) of a row group's wanted rows; ClipError where they cannot be decoded."""
-    batch_rows = max(1, BATCH_BYTES * group.num_rows // max(1, group.num_bytes, num_bytes))
+    batch_rows = max(1, batch_bytes * group.num_rows // max(1, group.num_bytes, num_bytes))
     row = group.first_row
     with _damage_in("the row group"):
         for batch in parquet.iter_batches(

@@ -16,6 +16,7 @@ from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.sources.clip import PreparedClip
 
 BLOCK_FRAMES = 4096
+"""Frames that are looked at in one step when a fault is searched for."""
 FRAMES_AT_ONCE = 16
 """Frames that are compared in one step when a clip's range is taken: numpy is three times as fast on long rows."""
 
@@ -79,11 +80,17 @@ def column_range(motion: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float3
     return low.min(axis=0), high.max(axis=0)
 
 
-def frozen_run(motion: npt.NDArray[np.float32], max_frames: int) -> str:
-    """Return where the first run of more than `max_frames` equal frames stands, "" where none does."""
+def frozen_run(motion: npt.NDArray[np.float32], max_frames: int, block_frames: int = BLOCK_FRAMES) -> str:
+    """Return where the first run of more than `max_frames` equal frames stands, "" where none does.
+
+    Args:
+        motion: (frames, dims).
+        max_frames: equal frames that are allowed.
+        block_frames: frames that are compared at once.
+    """
     begin = 0
-    for start in range(0, len(motion) - 1, BLOCK_FRAMES):
-        block = motion[start : start + BLOCK_FRAMES + 1]
+    for start in range(0, len(motion) - 1, block_frames):
+        block = motion[start : start + block_frames + 1]
         changes = np.flatnonzero((block[1:] != block[:-1]).any(axis=1)) + start + 1
         edges = [begin, *changes.tolist(), start + len(block)]
         for first, stop in itertools.pairwise(edges):

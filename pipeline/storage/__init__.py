@@ -9,12 +9,13 @@ from pipeline.storage.checksums import with_checksums
 from pipeline.storage.files import StoredFile
 from pipeline.storage.folder import Folder, parent_and_name, read_bytes, read_text
 from pipeline.storage.inputs import InputRoot, is_input_there, open_inputs
-from pipeline.storage.retries import num_retries, without_secrets
+from pipeline.storage.retries import RetryPolicy, num_retries, without_secrets
 from pipeline.storage.scratch import Scratch
 
 __all__ = [
     "Folder",
     "InputRoot",
+    "RetryPolicy",
     "Scratch",
     "StoredFile",
     "is_input_there",

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeVar
 from pipeline.errors import InputFormatError, InputNotFoundError
 from pipeline.storage.files import LocalFiles, StoredFile
 from pipeline.storage.remote import RemoteFiles, S3Files
-from pipeline.storage.retries import with_retries, without_secrets
+from pipeline.storage.retries import RETRY_POLICY, RetryPolicy, with_retries, without_secrets
 
 Result = TypeVar("Result")
 
@@ -31,18 +31,19 @@ class Folder:
     Args:
         url: local path, or any fsspec URL; a relative path counts from the present working folder.
         options: passed to fsspec; local paths need none.
+        retries: how long to wait and try where storage does not answer.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None, retries: RetryPolicy = RETRY_POLICY) -> None:
         local = _local_part(url)
-        self.options = dict(options or {})
+        self.options, self.retries = dict(options or {}), retries
         self.url = url.rstrip("/") if local is None else str(Path(local).absolute())
         self._files: LocalFiles | RemoteFiles
         if local is not None:
             self._files = LocalFiles(self.url)
         else:
             kind = S3Files if self.url.startswith(_S3_SCHEMES) else RemoteFiles
-            self._files = kind(self.url, self.options)
+            self._files = kind(self.url, self.options, retries)
 
     def __repr__(self) -> str:
         return f"Folder({without_secrets(self.url)!r})"
@@ -52,7 +53,7 @@ class Folder:
 
     def child(self, sub: str) -> Folder:
         """Return the folder `sub` inside this one."""
-        return Folder(self.url_of(sub), self.options)
+        return Folder(self.url_of(sub), self.options, self.retries)
 
     def url_of(self, path: str) -> str:
         """Return the full path or URL of a file."""
@@ -129,8 +130,12 @@ class Folder:
             return self.read_range(file.path, start, stop)
         return self._retry(lambda at: files.read_range_of(at, file.version, start, stop), "read", file.path)
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, block_bytes: int = READ_BLOCK_BYTES) -> BinaryIO:
         """Return a seekable reader; remote files are read in ranges through a block buffer, with retries.
+
+        Args:
+            path: of the file.
+            block_bytes: of a remote file that are read at once, at least.
 
         Raises:
             FileNotFoundError: there is none.
@@ -142,7 +147,7 @@ class Folder:
         file = self.stat(path)
         if file is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), without_secrets(self.url_of(path)))
-        return io.BufferedReader(_RangeReader(self, file), READ_BLOCK_BYTES)
+        return io.BufferedReader(_RangeReader(self, file), block_bytes)
 
     def publish(self, path: str, data: bytes | memoryview) -> None:
         """Write a whole file so that readers see all of it or none; an existing one is replaced.
@@ -181,7 +186,7 @@ class Folder:
             return
 
     def _retry(self, operation: Callable[[str], Result], verb: str, path: str) -> Result:
-        return with_retries(lambda: operation(path), f"{verb} {without_secrets(self.url_of(path))}")
+        return with_retries(lambda: operation(path), f"{verb} {without_secrets(self.url_of(path))}", self.retries)
 
 
 class _RangeReader(io.RawIOBase):

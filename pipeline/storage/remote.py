@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import RequestError
 from pipeline.storage.files import StoredFile
-from pipeline.storage.retries import TRY_S, server_code, try_s, without_secrets
+from pipeline.storage.retries import RETRY_POLICY, RetryPolicy, server_code, without_secrets
 
 LISTING_S = 1800.0
 """How long a listing may last, in all its pages; each page has the deadline of a request too."""
@@ -33,15 +33,15 @@ _TIME_KEYS = ("mtime", "LastModified", "last_modified", "modified", "updated", "
 
 
 class RemoteFiles:
-    """Files below an fsspec URL; built by Folder, connects once a process, pickles as URL and options."""
+    """Files below an fsspec URL; built by Folder, connects once a process, pickles as URL, options and limits."""
 
-    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, url: str, options: Mapping[str, Any], retries: RetryPolicy = RETRY_POLICY) -> None:
         if _USER_IN_BUCKET.match(url):
             raise RequestError(
                 f"a {url.partition('://')[0]} address with user or password in it: no bucket is called so, and "
                 "messages show addresses; put credentials into the environment or run.storage_options"
             )
-        self.url = url
+        self.url, self.retries = url, retries
         self.options = {**options, "use_listings_cache": False}
         self._opened: tuple[int, Any, str] | None = None
 
@@ -53,9 +53,13 @@ class RemoteFiles:
         del seconds
         return {}
 
+    def moving(self, num_bytes: int) -> dict[str, Any]:
+        """Return the argument that limits a try which moves so many bytes."""
+        return self.limit(self.retries.limit_s(num_bytes))
+
     def whole(self, num_bytes: int) -> dict[str, Any]:
         """Return the arguments for reading a whole file of so many bytes."""
-        return self.limit(try_s(num_bytes))
+        return self.moving(num_bytes)
 
     def walk(self, prefix: str) -> list[StoredFile]:
         """Return the files at any depth below `prefix`."""
@@ -80,22 +84,22 @@ class RemoteFiles:
     def stat(self, path: str) -> StoredFile | None:
         """Return size and version of a file, None for a folder."""
         filesystem, target = self._at(path)
-        info = filesystem.info(target, **self.limit(TRY_S))
+        info = filesystem.info(target, **self.moving(0))
         return _stored(path, info) if info["type"] == "file" else None
 
     def read(self, path: str) -> bytes:
         """Return all bytes of a file, refusing fewer than it is said to have."""
         filesystem, target = self._at(path)
-        num_bytes = filesystem.info(target, **self.limit(TRY_S)).get("size") or 0
+        num_bytes = filesystem.info(target, **self.moving(0)).get("size") or 0
         return _complete(bytes(filesystem.cat_file(target, **self.whole(num_bytes))), num_bytes)
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop) of a file, refusing fewer than it is said to have there."""
         filesystem, target = self._at(path)
-        data = bytes(filesystem.cat_file(target, start=start, end=stop, **self.limit(try_s(stop - start))))
+        data = bytes(filesystem.cat_file(target, start=start, end=stop, **self.moving(stop - start)))
         if len(data) == stop - start:
             return data
-        num_bytes = filesystem.info(target, **self.limit(TRY_S)).get("size") or 0
+        num_bytes = filesystem.info(target, **self.moving(0)).get("size") or 0
         return _complete(data, min(stop, num_bytes) - start)
 
     def read_range_of(self, path: str, version: str, start: int, stop: int) -> bytes:
@@ -106,7 +110,7 @@ class RemoteFiles:
     def publish(self, path: str, data: bytes | memoryview) -> None:
         """Send complete bytes in one call, which object stores make visible at once."""
         filesystem, target = self._at(path)
-        filesystem.pipe_file(target, bytes(data), **self.limit(try_s(len(data))))
+        filesystem.pipe_file(target, bytes(data), **self.moving(len(data)))
 
     def publish_new(self, path: str, data: bytes | memoryview) -> bool:
         """Look whether a file stands there, and send complete bytes where none does."""
@@ -125,7 +129,7 @@ class RemoteFiles:
     def delete(self, path: str) -> None:
         """Remove a file."""
         filesystem, target = self._at(path)
-        filesystem.rm_file(target, **self.limit(TRY_S))
+        filesystem.rm_file(target, **self.moving(0))
 
     def _at(self, path: str) -> tuple[Any, str]:
         """Return the filesystem of this process and `path` in its terms."""
@@ -147,9 +151,9 @@ class S3Files(RemoteFiles):
     Built by Folder, like its base. What the user says in ``config_kwargs`` wins over S3_REQUESTS.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, url: str, options: Mapping[str, Any], retries: RetryPolicy = RETRY_POLICY) -> None:
         requests = {**S3_REQUESTS, **options.get("config_kwargs", {})}
-        super().__init__(url, {**options, "config_kwargs": requests})
+        super().__init__(url, {**options, "config_kwargs": requests}, retries)
 
     def limit(self, seconds: float) -> dict[str, Any]:
         """Return the argument that makes s3fs abandon a call after so long."""
@@ -157,7 +161,7 @@ class S3Files(RemoteFiles):
 
     def whole(self, num_bytes: int) -> dict[str, Any]:
         """Return the arguments for reading a whole file: a small one in one request, without asking for its size."""
-        return {**self.limit(try_s(num_bytes)), "max_concurrency": None if num_bytes > ONE_REQUEST_BYTES else 1}
+        return {**self.moving(num_bytes), "max_concurrency": None if num_bytes > ONE_REQUEST_BYTES else 1}
 
     def read_range_of(self, path: str, version: str, start: int, stop: int) -> bytes:
         """Return a range of a file, by a request that the server refuses where the file's etag is another."""
@@ -173,7 +177,7 @@ class S3Files(RemoteFiles):
                 return bytes(await body.read())
 
         try:
-            return _complete(sync(filesystem.loop, read, **self.limit(try_s(stop - start))), stop - start)
+            return _complete(sync(filesystem.loop, read, **self.moving(stop - start)), stop - start)
         except OSError as error:
             if isinstance(error, FileExistsError) or server_code(error) in _REFUSED:
                 raise FileNotFoundError(errno.ENOENT, "another version of the file stands there", target) from error
@@ -186,7 +190,7 @@ class S3Files(RemoteFiles):
         filesystem, target = self._at(path)
         bucket, key, _ = filesystem.split_path(target)
         try:
-            filesystem.call_s3("head_object", Bucket=bucket, Key=key, **self.limit(TRY_S))
+            filesystem.call_s3("head_object", Bucket=bucket, Key=key, **self.moving(0))
         except FileNotFoundError:
             return False
         return True
@@ -201,7 +205,7 @@ class S3Files(RemoteFiles):
             return False
         filesystem, target = self._at(path)
         try:
-            filesystem.pipe_file(target, bytes(data), mode="create", **self.limit(try_s(len(data))))
+            filesystem.pipe_file(target, bytes(data), mode="create", **self.moving(len(data)))
         except OSError as error:
             if isinstance(error, FileExistsError) or server_code(error) in _REFUSED:
                 return self.read(path) == data

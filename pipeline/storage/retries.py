@@ -12,7 +12,8 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pipeline.errors import StorageError
@@ -35,7 +36,38 @@ _DAMAGED_ON_THE_WAY = ("BadDigest", "IncompleteBody", "NoSuchUpload", "Operation
 _PERMANENT = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS)
 
 
-def with_retries(operation: Callable[[], Result], what: str) -> Result:
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long an operation is tried and waited for, in seconds, and by which clock; anyone builds it.
+
+    Args:
+        waits_s: mean waits between tries; each is drawn from half to one and a half times as long.
+        try_s: how long one try of a remote operation may last, besides the time that its bytes need.
+        deadline_s: how long an operation may last with all its tries; none begins when less than `try_s` is left.
+        sleep: waits for so many seconds.
+        clock: returns seconds since some moment.
+    """
+
+    waits_s: tuple[float, ...] = RETRY_WAITS_S
+    try_s: float = TRY_S
+    deadline_s: float = DEADLINE_S
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def draw_waits(self) -> Iterator[float]:
+        """Yield the seconds to wait before each further try."""
+        for mean_s in self.waits_s:
+            yield mean_s * _CHANCE.uniform(0.5, 1.5)
+
+    def limit_s(self, num_bytes: int) -> float:
+        """Return how long one try may last that moves so many bytes."""
+        return self.try_s + num_bytes / SLOWEST_BYTES_PER_S
+
+
+RETRY_POLICY = RetryPolicy()
+
+
+def with_retries(operation: Callable[[], Result], what: str, policy: RetryPolicy = RETRY_POLICY) -> Result:
     """Return the operation's result, trying again with growing waits while the error may pass.
 
     A file that is missing, exists already or is a folder is the caller's business: that error passes.
@@ -43,12 +75,13 @@ def with_retries(operation: Callable[[], Result], what: str) -> Result:
     Args:
         operation: safe to repeat; it abandons itself when a try lasts too long.
         what: verb and location for the message, without credentials.
+        policy: how long to wait and try.
 
     Raises:
         StorageError: every try failed, the deadline is near, or the error cannot pass (access denied, disk full).
     """
-    began_s, tries = time.monotonic(), 0
-    waits_s = iter(RETRY_WAITS_S)
+    began_s, tries = policy.clock(), 0
+    waits_s = policy.draw_waits()
     while True:
         tries += 1
         try:
@@ -57,24 +90,19 @@ def with_retries(operation: Callable[[], Result], what: str) -> Result:
             may_pass = _may_pass(error)
             if may_pass is None:
                 raise
-            spent_s = time.monotonic() - began_s
-            wait_s = next(waits_s, math.inf) * _CHANCE.uniform(0.5, 1.5)
-            if not may_pass or spent_s + wait_s > DEADLINE_S - TRY_S:
+            spent_s = policy.clock() - began_s
+            wait_s = next(waits_s, math.inf)
+            if not may_pass or spent_s + wait_s > policy.deadline_s - policy.try_s:
                 failed = f"tried {tries} times in {spent_s:.0f} s: run the same command again when storage answers"
                 step = failed if may_pass else _next_step(error)
                 raise StorageError(f"cannot {what}: {_reason(error)}; {step}") from error
         _retried["all"] += 1
-        time.sleep(wait_s)
+        policy.sleep(wait_s)
 
 
 def num_retries() -> int:
     """Return how many tries this process has repeated so far."""
     return _retried["all"]
-
-
-def try_s(num_bytes: int) -> float:
-    """Return how long one try may last that moves so many bytes."""
-    return TRY_S + num_bytes / SLOWEST_BYTES_PER_S
 
 
 def server_code(error: BaseException) -> str:

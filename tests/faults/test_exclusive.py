@@ -14,13 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import s3fs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from pipeline.storage import Folder, files, retries
+from pipeline.storage import Folder, RetryPolicy
+from pipeline.storage.files import LocalFiles
 from pipeline.storage.remote import S3Files
+from pipeline.storage.retries import server_code
 
 SPEC = importlib.util.spec_from_file_location("weather_proxy", Path(__file__).with_name("weather_proxy.py"))
 weather_proxy = importlib.util.module_from_spec(SPEC)
@@ -28,6 +31,7 @@ sys.modules["weather_proxy"] = weather_proxy
 SPEC.loader.exec_module(weather_proxy)
 
 NUM_THREADS, NUM_PROCESSES, NUM_PATHS = 12, 3, 8
+QUICK = RetryPolicy(waits_s=(0.01,) * 5)
 
 WRITER = """
 import json, sys, time
@@ -54,8 +58,6 @@ def moto():
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
-    import s3fs
-
     s3fs.S3FileSystem(**options).call_s3("create_bucket", Bucket="exclusive")
     yield "s3://exclusive", options
     server.shutdown()
@@ -76,11 +78,6 @@ def folder(request, tmp_path):
 def blind(monkeypatch):
     """Nobody sees what stands before writing: the server alone decides."""
     monkeypatch.setattr(S3Files, "stands", lambda *_: False)
-
-
-@pytest.fixture
-def no_waits(monkeypatch):
-    monkeypatch.setattr(retries, "RETRY_WAITS_S", (0.01,) * 5)
 
 
 def race(folder, path):
@@ -142,12 +139,12 @@ def test_publish_new_on_juicefs_leaves_the_first(s3):
 
 def test_moto_refuses_a_second_put(moto, blind, tmp_path):
     folder = Folder(f"{moto[0]}/{tmp_path.name}", moto[1])
-    filesystem, target = folder._files._at("a.bin")
-    bucket, _, key = target.partition("/")
+    filesystem = s3fs.S3FileSystem(**moto[1])
+    bucket, key, _ = filesystem.split_path(folder.url_of("a.bin"))
     filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=b"first", IfNoneMatch="*")
     with pytest.raises(OSError) as caught:
         filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=b"second", IfNoneMatch="*")
-    assert retries.server_code(caught.value) == "PreconditionFailed"
+    assert server_code(caught.value) == "PreconditionFailed"
     assert not folder.publish_new("a.bin", b"second")
     assert folder.publish_new("a.bin", b"first")  # refused, and found equal: a lost answer looks like this
     assert folder.read("a.bin") == b"first"
@@ -168,7 +165,7 @@ def test_publish_new_in_parts(request, monkeypatch, place, tmp_path):
 
 @pytest.mark.parametrize("fault", ["reset", "lost_answer", "slow_down"])
 @pytest.mark.parametrize("place", ["moto", "s3"])
-def test_publish_new_counts_its_own_bytes_after_a_lost_answer(request, no_waits, place, fault, tmp_path):
+def test_publish_new_counts_its_own_bytes_after_a_lost_answer(request, place, fault, tmp_path):
     class HarmsTheFirstPut(weather_proxy.WeatherProxy):
         def next_fault(self, request):
             return fault if request.command == "PUT" and not self.counts[fault] else ""
@@ -179,7 +176,7 @@ def test_publish_new_counts_its_own_bytes_after_a_lost_answer(request, no_waits,
     endpoint = options["client_kwargs"]["endpoint_url"]
     with weather_proxy.running(HarmsTheFirstPut(endpoint, weather_proxy.Weather(), 0)) as proxy:
         client = {**options["client_kwargs"], "endpoint_url": proxy.endpoint}
-        folder = Folder(plain.url, {**options, "client_kwargs": client})
+        folder = Folder(plain.url, {**options, "client_kwargs": client}, QUICK)
         assert folder.publish_new("a.bin", b"ours")
         assert proxy.counts[fault] == 1
         assert not folder.publish_new("a.bin", b"theirs")
@@ -223,18 +220,24 @@ def test_publish_new_believes_a_link_whose_answer_was_lost(tmp_path, monkeypatch
     assert Folder(str(tmp_path)).publish_new("a.bin", b"1")
 
 
-def test_publish_new_that_is_tried_again_finds_its_own_bytes(folder, monkeypatch, no_waits):
-    publish_new, answers = folder._files.publish_new, [TimeoutError(), None, TimeoutError(), None]
+def test_publish_new_that_is_tried_again_finds_its_own_bytes(folder, monkeypatch):
+    answers = [TimeoutError(), None, TimeoutError(), None]
 
-    def lose_the_answer(path, data):
-        is_written, answer = publish_new(path, data), answers.pop(0)
-        if answer is not None:
-            raise answer
-        return is_written
+    def losing_the_answer(publish_new):
+        def publish_or_lose(files, path, data):
+            is_written, answer = publish_new(files, path, data), answers.pop(0)
+            if answer is not None:
+                raise answer
+            return is_written
 
-    monkeypatch.setattr(folder._files, "publish_new", lose_the_answer)
+        return publish_or_lose
+
+    for kind in (LocalFiles, S3Files):
+        monkeypatch.setattr(kind, "publish_new", losing_the_answer(kind.publish_new))
+    folder = Folder(folder.url, folder.options, QUICK)
     assert folder.publish_new("a.bin", b"ours")
     assert not folder.publish_new("a.bin", b"theirs")
+    assert answers == []
     assert folder.read("a.bin") == b"ours"
 
 
@@ -295,8 +298,8 @@ def test_publish_new_of_two_writers_in_any_order(tmp_path_factory, has_links, or
         raise OSError(errno.EOPNOTSUPP, "no links here")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files.os, "link", before(link if has_links else no_link))
-        patch.setattr(files.os, "fsync", before(lambda _: None))
+        patch.setattr(os, "link", before(link if has_links else no_link))
+        patch.setattr(os, "fsync", before(lambda _: None))
         for name, function in {"exists": exists, "replace": replace, "unlink": unlink}.items():
             patch.setattr(Path, name, before(function))
         won = turns.run([lambda text=text: folder.publish_new("a.bin", text) for text in texts])

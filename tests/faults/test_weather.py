@@ -10,19 +10,20 @@ import random
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from botocore.exceptions import ClientError
+from fsspec.implementations.memory import MemoryFileSystem
+from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 from typer.testing import CliRunner
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
 from pipeline.errors import StorageError
-from pipeline.storage import Folder, retries
-from pipeline.storage.retries import with_retries
+from pipeline.storage import Folder, RetryPolicy
+from pipeline.storage.retries import RETRY_WAITS_S, with_retries
 
 SPEC = importlib.util.spec_from_file_location("weather_proxy", Path(__file__).with_name("weather_proxy.py"))
 weather_proxy = importlib.util.module_from_spec(SPEC)
@@ -34,6 +35,7 @@ Weather, WeatherProxy, running = weather_proxy.Weather, weather_proxy.WeatherPro
 NUM_CLIPS = 18
 SEED = 9
 SUNNY = Weather(slow_down=0, reset=0, lost_answer=0, truncated=0, stall=0)
+QUICK = RetryPolicy(waits_s=(0.01,) * 5)
 OWN_FOLDERS = ("_store", "runs", "report")
 
 
@@ -48,21 +50,15 @@ class Scripted(WeatherProxy):
         return self.faults.pop(0) if request.command == self.method and self.faults else ""
 
 
-def through(proxy, s3, path, **config):
+def through(proxy, s3, path, retries=QUICK, **config):
     """A folder on the server behind the proxy; `config` is botocore's."""
     once = {"retries": {"total_max_attempts": 1}, **config}
-    return Folder(
-        s3.url(path), {**s3.options, "client_kwargs": {"endpoint_url": proxy.endpoint}, "config_kwargs": once}
-    )
-
-
-@pytest.fixture
-def no_waits(monkeypatch):
-    monkeypatch.setattr(retries, "RETRY_WAITS_S", (0.01,) * 5)
+    options = {**s3.options, "client_kwargs": {"endpoint_url": proxy.endpoint}, "config_kwargs": once}
+    return Folder(s3.url(path), options, retries)
 
 
 @pytest.mark.parametrize("fault", ["slow_down", "reset", "lost_answer", "truncated", "stall"])
-def test_read_passes_through_each_fault(s3, no_waits, fault):
+def test_read_passes_through_each_fault(s3, fault):
     data = os.urandom(300_000)
     Folder(s3.url("weather/read"), s3.options).publish("a.bin", data)
     with running(Scripted(s3.endpoint, "GET", fault, fault, stall_s=0.1)) as proxy:
@@ -73,7 +69,7 @@ def test_read_passes_through_each_fault(s3, no_waits, fault):
 
 
 @pytest.mark.parametrize("fault", ["slow_down", "reset", "lost_answer", "stall"])
-def test_publish_passes_through_each_fault(s3, no_waits, fault):
+def test_publish_passes_through_each_fault(s3, fault):
     with running(Scripted(s3.endpoint, "PUT", fault, fault, stall_s=0.1)) as proxy:
         folder = through(proxy, s3, f"weather/publish-{fault}")
         folder.publish("a.bin", b"1" * 1000)
@@ -83,7 +79,7 @@ def test_publish_passes_through_each_fault(s3, no_waits, fault):
 
 
 @pytest.mark.parametrize("fault", ["slow_down", "truncated"])
-def test_listing_passes_through_each_fault(s3, no_waits, fault):
+def test_listing_passes_through_each_fault(s3, fault):
     plain = Folder(s3.url("weather/list"), s3.options)
     for name in ("a/1", "a/2", "b"):
         plain.publish(name, b"x")
@@ -92,7 +88,7 @@ def test_listing_passes_through_each_fault(s3, no_waits, fault):
         assert proxy.counts[fault] == 2
 
 
-def test_read_that_stalls_is_abandoned_and_tried_again(s3, no_waits):
+def test_read_that_stalls_is_abandoned_and_tried_again(s3):
     data = os.urandom(1000)
     Folder(s3.url("weather/stalled"), s3.options).publish("a.bin", data)
     with running(Scripted(s3.endpoint, "GET", "stall", stall_s=20)) as proxy:
@@ -101,23 +97,21 @@ def test_read_that_stalls_is_abandoned_and_tried_again(s3, no_waits):
         assert time.monotonic() - began_s < 10
 
 
-def test_read_that_trickles_ends_at_the_deadline(s3, no_waits, monkeypatch):
-    monkeypatch.setattr("pipeline.storage.remote.TRY_S", 0.5)
-    monkeypatch.setattr(retries, "DEADLINE_S", retries.TRY_S + 1.0)
+def test_read_that_trickles_ends_at_the_deadline(s3):
+    short = RetryPolicy(waits_s=QUICK.waits_s, try_s=0.5, deadline_s=1.5)
     Folder(s3.url("weather/stalled"), s3.options).publish("a.bin", b"x")
     with running(Scripted(s3.endpoint, "HEAD", *["stall"] * 99, stall_s=5)) as proxy:
         began_s = time.monotonic()
         with pytest.raises(StorageError, match=r"cannot read s3://.*a\.bin: .*tried \d times in \d s: run the same"):
-            through(proxy, s3, "weather/stalled").read("a.bin")
+            through(proxy, s3, "weather/stalled", short).read("a.bin")
         assert time.monotonic() - began_s < 6
 
 
-def test_read_that_arrives_cut_is_read_again(tmp_path, monkeypatch, no_waits):
-    folder = Folder(f"memory://{tmp_path.name}")
+def test_read_that_arrives_cut_is_read_again(tmp_path, monkeypatch):
+    folder = Folder(f"memory://{tmp_path.name}", retries=QUICK)
     folder.publish("a.bin", b"0123456789")
-    filesystem = folder._files._at("")[0]
-    whole, kept = type(filesystem).cat_file, [3, 10, 2, 10]
-    monkeypatch.setattr(type(filesystem), "cat_file", lambda *args, **kw: whole(*args, **kw)[: kept.pop(0)])
+    whole, kept = MemoryFileSystem.cat_file, [3, 10, 2, 10]
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *args, **kw: whole(*args, **kw)[: kept.pop(0)])
     assert folder.read("a.bin") == b"0123456789"
     assert folder.read_range("a.bin", 4, 99) == b"456789"
     assert kept == []
@@ -136,38 +130,38 @@ def fails(error, calls):
     return operation
 
 
-def test_with_retries_waits_by_chance_of_its_own(monkeypatch):
+def test_with_retries_waits_by_chance_of_its_own():
     waits, calls = [], []
-    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=time.monotonic, sleep=waits.append))
     random.seed(0)
     before = random.getstate()
     for _ in range(4):
         with pytest.raises(StorageError, match="tried 6 times"):
-            with_retries(fails(TimeoutError(), calls), "read x")
-    assert len(set(waits)) == 4 * len(retries.RETRY_WAITS_S)
+            with_retries(fails(TimeoutError(), calls), "read x", RetryPolicy(sleep=waits.append))
+    assert len(set(waits)) == 4 * len(RETRY_WAITS_S)
     assert random.getstate() == before
 
 
-def test_with_retries_begins_no_try_near_the_deadline(monkeypatch):
+def test_with_retries_begins_no_try_near_the_deadline():
     clock, waits, calls = iter(range(0, 900, 90)), [], []
-    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=waits.append))
+    policy = RetryPolicy(sleep=waits.append, clock=lambda: next(clock))
     with pytest.raises(StorageError, match=r"cannot read x: TimeoutError; tried 3 times in 270 s: run the same"):
-        with_retries(fails(TimeoutError(), calls), "read x")
+        with_retries(fails(TimeoutError(), calls), "read x", policy)
     assert (len(calls), len(waits)) == (3, 2)
 
 
 @pytest.mark.parametrize(("code", "num_tries"), [("IncompleteBody", 6), ("NoSuchUpload", 6), ("InvalidArgument", 1)])
-def test_with_retries_tries_again_what_was_damaged_on_the_way(no_waits, code, num_tries):
+def test_with_retries_tries_again_what_was_damaged_on_the_way(code, num_tries):
     error = translate_boto_error(ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject"))
     calls = []
     with pytest.raises(StorageError):
-        with_retries(fails(error, calls), "write x")
+        with_retries(fails(error, calls), "write x", QUICK)
     assert len(calls) == num_tries
 
 
 def test_s3_requests_have_deadlines_that_the_user_can_set(s3):
     folder = Folder(s3.url("storage/limits"), {**s3.options, "config_kwargs": {"read_timeout": 7}})
-    config = folder._files._at("")[0].s3.meta.config
+    assert not folder.exists("a.bin")
+    config = S3FileSystem.current().s3.meta.config  # of the one that the folder uses
     assert (config.connect_timeout, config.read_timeout) == (5, 7)
     assert config.retries["mode"] == "standard"
     assert folder.options["config_kwargs"] == {"read_timeout": 7}

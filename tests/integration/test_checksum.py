@@ -15,7 +15,9 @@ import pytest
 from pipeline.execution import Executor
 from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.observer import JobObserver
+from pipeline.read_units import UnitReader
 from pipeline.request import prepare
+from pipeline.storage import Folder
 
 CHECKSUM = ("--set", "input.checksum=true")
 NUM_CLIPS = 6
@@ -156,18 +158,23 @@ def test_with_ray_units_carry_what_was_listed(command, motion, tiny_codec, tools
 @pytest.mark.parametrize("when", ["read", "hashed"])
 def test_a_file_that_changes_between_plan_and_read_is_caught(tokenize, motion, tools, tmp_path, monkeypatch, when):
     """Changed after it was hashed, or between listing and hash: in both cases what was listed is gone."""
-    import pipeline.read_units
-    import pipeline.request
-
     other = tools.npz_bytes(motion=tools.tiny_motion(77, 30), fps=25)
-    module, name = (pipeline.read_units, "read_part") if when == "read" else (pipeline.request, "with_checksums")
-    original = getattr(module, name)
+    raw_clips, list_files = UnitReader.raw_clips, Folder.list_files
 
-    def change_first(*arguments):
+    def change_and_read(reader, unit):
         (motion / "clip2.npz").write_bytes(other)
-        return original(*arguments)
+        return raw_clips(reader, unit)
 
-    monkeypatch.setattr(module, name, change_first)
+    def list_and_change(folder, prefix=""):
+        listed = list_files(folder, prefix)
+        if folder.url == str(motion):
+            (motion / "clip2.npz").write_bytes(other)
+        return listed
+
+    if when == "read":
+        monkeypatch.setattr(UnitReader, "raw_clips", change_and_read)
+    else:
+        monkeypatch.setattr(Folder, "list_files", list_and_change)
     tokenize(*CHECKSUM, code=3)
     assert not (tmp_path / "tokens/dataset.json").exists()
     monkeypatch.undo()
@@ -177,21 +184,20 @@ def test_a_file_that_changes_between_plan_and_read_is_caught(tokenize, motion, t
 
 
 def test_a_file_of_many_units_is_hashed_once(tokenize, tmp_path, monkeypatch):
-    from pipeline.storage import checksums
-
     (tmp_path / "large").mkdir()
     motion = pa.array(np.random.default_rng(0).normal(size=(40, 50, 4)).tolist(), pa.list_(pa.list_(pa.float32(), 4)))
     table = pa.table({"clip_id": [f"c{n}" for n in range(40)], "motion": motion, "fps": [25.0] * 40})
     pq.write_table(table, tmp_path / "large/a.parquet", row_group_size=4, compression="none")
-    hashed, with_checksum = Counter(), checksums._with_checksum
+    read, read_range = Counter(), Folder.read_range  # of local files, nothing but checksums reads ranges
 
-    def count(folder, file, is_over):
-        hashed[file.path] += 1
-        return with_checksum(folder, file, is_over)
+    def counted(folder, path, start, stop):
+        read[path, start, stop] += 1
+        return read_range(folder, path, start, stop)
 
-    monkeypatch.setattr(checksums, "_with_checksum", count)
+    monkeypatch.setattr(Folder, "read_range", counted)
     assert tokenize(*CHECKSUM, "--set", "units.bytes=5000", motion=tmp_path / "large") >= 10
-    assert hashed == {"a.parquet": 1}
+    num_bytes = (tmp_path / "large/a.parquet").stat().st_size
+    assert {ends: count for ends, count in read.items() if ends[0] == "a.parquet"} == {("a.parquet", 0, num_bytes): 1}
 
 
 def test_replay_reads_quarantined_clips_again(command, tokenize, motion, tools, tiny_codec, tmp_path):

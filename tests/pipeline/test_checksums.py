@@ -8,14 +8,15 @@ import time
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import Folder, InputRoot, StoredFile, checksums, open_inputs, retries, with_checksums
+from pipeline.storage import Folder, InputRoot, RetryPolicy, StoredFile, open_inputs, with_checksums
 from pipeline.storage.files import LocalFiles
+
+BLOCK_BYTES = 1000
 
 
 @pytest.fixture
-def contents(tmp_path, monkeypatch):
-    """Files in two folders, empty, smaller, as large as and larger than a block of 1 kB."""
-    monkeypatch.setattr(checksums, "READ_BLOCK_BYTES", 1000)
+def contents(tmp_path):
+    """Files in two folders, empty, smaller, as large as and larger than a block."""
     found = {f"{folder}/{size:05}.bin": os.urandom(size) for folder in "ab" for size in (0, 1, 999, 1000, 1001, 12_345)}
     for path, data in found.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
@@ -28,11 +29,10 @@ def nothing(path):
 
 
 @pytest.mark.parametrize("files_ahead", [1, 2, 1024])
-def test_with_checksums_hashes_every_file_of_every_input(contents, tmp_path, monkeypatch, files_ahead):
-    monkeypatch.setattr(checksums, "FILES_AHEAD", files_ahead)
+def test_with_checksums_hashes_every_file_of_every_input(contents, tmp_path, files_ahead):
     roots = open_inputs([f"{tmp_path}/a", f"{tmp_path}/b"], ())
     told = []
-    checked = with_checksums(roots, told.append)
+    checked = with_checksums(roots, told.append, block_bytes=BLOCK_BYTES, files_ahead=files_ahead)
     found = {f"{'ab'[int(root.name)]}/{file.path}": file.checksum for root in checked for file in root.files}
     assert found == {path: hashlib.sha256(data).hexdigest() for path, data in contents.items()}
     assert told == [file.path for root in roots for file in root.files]
@@ -44,14 +44,13 @@ def test_with_checksums_reads_object_storage(contents, tmp_path, s3):
     folder = Folder(s3.url("checksums/a"), s3.options)
     for path, data in contents.items():
         folder.publish(path, data)
-    (root,) = with_checksums(open_inputs([folder.url], (), s3.options), nothing)
+    (root,) = with_checksums(open_inputs([folder.url], (), s3.options), nothing, block_bytes=BLOCK_BYTES)
     assert {file.path: file.checksum for file in root.files} == {
         path: hashlib.sha256(data).hexdigest() for path, data in contents.items()
     }
 
 
 def test_with_checksums_tries_again(contents, tmp_path, monkeypatch):
-    monkeypatch.setattr(retries.time, "sleep", lambda wait_s: None)
     read_range, failed = LocalFiles.read_range, set()
 
     def fail_once(self, path, start, stop):
@@ -61,8 +60,10 @@ def test_with_checksums_tries_again(contents, tmp_path, monkeypatch):
         return read_range(self, path, start, stop)
 
     monkeypatch.setattr(LocalFiles, "read_range", fail_once)
-    (root,) = with_checksums(open_inputs([f"{tmp_path}/a"], ()), nothing)
-    assert failed
+    folder = Folder(f"{tmp_path}/a", retries=RetryPolicy(sleep=lambda wait_s: None))
+    roots = [InputRoot("", folder, tuple(folder.list_files()), 0)]
+    (root,) = with_checksums(roots, nothing, block_bytes=BLOCK_BYTES)
+    assert {path for path, _ in failed} == {file.path for file in root.files if file.num_bytes}
     assert root.files[-1].checksum == hashlib.sha256(contents["a/12345.bin"]).hexdigest()
 
 
@@ -76,7 +77,7 @@ def test_with_checksums_refuses_a_file_that_changed_since_it_was_listed(contents
     if change == "folder":
         path.mkdir()
     with pytest.raises(StorageError, match=r"12345\.bin.*run the same command again"):
-        with_checksums(roots, nothing)
+        with_checksums(roots, nothing, block_bytes=BLOCK_BYTES)
 
 
 class SlowFolder(Folder):
@@ -85,8 +86,7 @@ class SlowFolder(Folder):
         return bytes(stop - start)
 
 
-def test_with_checksums_ends_soon_when_it_is_stopped(monkeypatch):
-    monkeypatch.setattr(checksums, "READ_BLOCK_BYTES", 1000)
+def test_with_checksums_ends_soon_when_it_is_stopped():
     files = (StoredFile("small", 10, ""), *(StoredFile(f"large{n}", 1_000_000, "") for n in range(50)))
     begin = time.monotonic()
 
@@ -94,5 +94,5 @@ def test_with_checksums_ends_soon_when_it_is_stopped(monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        with_checksums([InputRoot("", SlowFolder("nowhere"), files, 0)], stop)
+        with_checksums([InputRoot("", SlowFolder("nowhere"), files, 0)], stop, block_bytes=BLOCK_BYTES)
     assert time.monotonic() - begin < 3  # one of the large files alone takes ten seconds

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.storage import num_retries, retries
+from pipeline.storage import RetryPolicy, num_retries
 from pipeline.storage.retries import with_retries
 
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
+PATIENT = RetryPolicy(sleep=lambda seconds: None)
 
 
 def failing(times: int):
@@ -29,12 +26,12 @@ def failing(times: int):
 @pytest.mark.parametrize("times", [0, 1, 3])
 def test_num_retries_counts_what_is_tried_again(times):
     before = num_retries()
-    assert with_retries(failing(times), "read a file") == "done"
+    assert with_retries(failing(times), "read a file", PATIENT) == "done"
     assert num_retries() - before == times
 
 
 def test_num_retries_leaves_out_what_is_given_up_at_once():
     before = num_retries()
     with pytest.raises(FileNotFoundError):
-        with_retries(lambda: open("/nowhere/at/all"), "read a file")  # noqa: PTH123, SIM115
+        with_retries(lambda: open("/nowhere/at/all"), "read a file", PATIENT)  # noqa: PTH123, SIM115
     assert num_retries() == before

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 
 from pipeline.errors import InputFormatError, InputNotFoundError, StorageError
-from pipeline.storage import Folder, open_inputs, read_bytes, read_text, retries
-from pipeline.storage.retries import with_retries
+from pipeline.storage import Folder, RetryPolicy, open_inputs, read_bytes, read_text
+from pipeline.storage.retries import RETRY_WAITS_S, with_retries
 
 SUFFIXES = (".parquet", ".tar", ".npz", ".npy")
 
@@ -28,10 +29,15 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 
 
 @pytest.fixture
-def no_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    waits: list[float] = []
-    monkeypatch.setattr(retries.time, "sleep", waits.append)
-    return waits
+def waits() -> list[float]:
+    """What `noting` was to wait, in seconds."""
+    return []
+
+
+@pytest.fixture
+def noting(waits: list[float]) -> RetryPolicy:
+    """A policy that notes its waits and does not wait."""
+    return RetryPolicy(sleep=waits.append)
 
 
 def assert_jittered(waits: list[float], means: Sequence[float]) -> None:
@@ -108,11 +114,10 @@ def test_folder_list_sees_new_files_at_once(folder: Folder) -> None:
         assert len(folder.list_files()) == index + 1
 
 
-def test_folder_open_seeks_and_reads_past_a_block(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.folder.READ_BLOCK_BYTES", 1000)
+def test_folder_open_seeks_and_reads_past_a_block(folder: Folder) -> None:
     data = bytes(range(256)) * 40
     folder.publish("a.bin", data)
-    with folder.open("a.bin") as file:
+    with folder.open("a.bin", block_bytes=1000) as file:
         assert file.seek(0, os.SEEK_END) == len(data)
         assert file.read(1) == b""
         file.seek(5000)
@@ -155,19 +160,19 @@ def test_folder_lists_links_without_going_round(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_publish_leaves_nothing_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_waits: list[float], moment: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noting: RetryPolicy, waits: list[float], moment: str
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    folder = Folder(str(tmp_path))
+    folder = Folder(str(tmp_path), retries=noting)
     folder.publish("a/b.bin", b"old")
     monkeypatch.setattr(*((os, "fsync", fail) if moment == "fsync" else (Path, "replace", fail)))
     with pytest.raises(StorageError, match="free space"):
         folder.publish("a/b.bin", b"new")
     assert folder.read("a/b.bin") == b"old"
     assert folder.list_names("a") == ["b.bin"]
-    assert no_waits == []
+    assert waits == []
 
 
 @pytest.fixture
@@ -183,13 +188,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("verb", ["publish", "publish_new"])
-def test_publish_on_a_full_disk_says_so_and_leaves_nothing(small_disk: Path, no_waits: list[float], verb: str) -> None:
-    folder = Folder(str(small_disk))
+def test_publish_on_a_full_disk_says_so_and_leaves_nothing(
+    small_disk: Path, noting: RetryPolicy, waits: list[float], verb: str
+) -> None:
+    folder = Folder(str(small_disk), retries=noting)
     folder.publish("a/b.bin", b"old")
     with pytest.raises(StorageError, match=r"cannot write .*a/c\.bin: OSError: No space left on device; free space"):
         getattr(folder, verb)("a/c.bin", bytes(2 << 20))
     assert folder.list_names("a") == ["b.bin"]
-    assert no_waits == []
+    assert waits == []
     getattr(folder, verb)("a/c.bin", bytes(1 << 19))
     assert folder.list_names("a") == ["b.bin", "c.bin"]
 
@@ -220,7 +227,7 @@ def test_publish_into_missing_bucket_is_refused(s3: Any) -> None:
 
 def test_list_files_beyond_one_page(s3: Any) -> None:
     folder = Folder(s3.url("many/files"), s3.options)
-    filesystem = folder._files._at("")[0]
+    filesystem = s3fs.S3FileSystem(use_listings_cache=False, **s3.options)
     filesystem.pipe({f"many/files/{index:04d}.npy": b"1" for index in range(1010)}, batch_size=32)
     listed = folder.list_files()
     assert [file.path for file in listed] == [f"{index:04d}.npy" for index in range(1010)]
@@ -249,7 +256,7 @@ def test_folder_wrong_keys_are_storage_error_without_keys_in_it(s3: Any) -> None
     assert "s3://storage/x" in str(caught.value)
 
 
-def test_folder_unreachable_server_is_storage_error(no_waits: list[float]) -> None:
+def test_folder_unreachable_server_is_storage_error(noting: RetryPolicy, waits: list[float]) -> None:
     options = {
         "key": "k",
         "secret": "s",
@@ -257,11 +264,11 @@ def test_folder_unreachable_server_is_storage_error(no_waits: list[float]) -> No
         "config_kwargs": {"retries": {"max_attempts": 1}},
     }
     with pytest.raises(StorageError, match="tried 6 times"):
-        Folder("s3://bucket/x", options).read("a.bin")
-    assert_jittered(no_waits, retries.RETRY_WAITS_S)
+        Folder("s3://bucket/x", options, noting).read("a.bin")
+    assert_jittered(waits, RETRY_WAITS_S)
 
 
-def test_with_retries_goes_on_after_passing_errors(no_waits: list[float]) -> None:
+def test_with_retries_goes_on_after_passing_errors(noting: RetryPolicy, waits: list[float]) -> None:
     errors = [TimeoutError(), OSError(errno.EIO, "Input/output error")]
 
     def operation() -> str:
@@ -269,19 +276,21 @@ def test_with_retries_goes_on_after_passing_errors(no_waits: list[float]) -> Non
             raise errors.pop()
         return "done"
 
-    assert with_retries(operation, "read x") == "done"
-    assert_jittered(no_waits, [0.5, 1.0])
+    assert with_retries(operation, "read x", noting) == "done"
+    assert_jittered(waits, [0.5, 1.0])
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), FileExistsError(), IsADirectoryError(), KeyError("bug")])
-def test_with_retries_passes_on_what_is_not_its_business(error: Exception, no_waits: list[float]) -> None:
+def test_with_retries_passes_on_what_is_not_its_business(
+    error: Exception, noting: RetryPolicy, waits: list[float]
+) -> None:
     def operation() -> None:
         raise error
 
     with pytest.raises(type(error)) as caught:
-        with_retries(operation, "read x")
+        with_retries(operation, "read x", noting)
     assert caught.value is error
-    assert no_waits == []
+    assert waits == []
 
 
 def test_with_retries_message_has_no_credentials() -> None:

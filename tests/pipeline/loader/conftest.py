@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from pipeline.export.build import ShardBuilder
 
 ROWS_A_GROUP = 32
 SETTINGS = ("gate=off", "run.report=false", "units.files=2", "export.splits.ratios={train: 0.9, val: 0.1}")
@@ -24,8 +26,13 @@ def tokenize(motion: Path, output: Path, codec: Path, *settings: str) -> Path:
     words = ["tokenize", str(motion), str(output), "-c", str(codec), "--local"]
     for setting in (*SETTINGS, "export.windows_per_shard=200", *settings):
         words += ["--set", setting]
+    publish = ShardBuilder.publish_shard
+
+    def in_small_groups(builder, index, split, tokens, *, is_shuffled):
+        return publish(replace(builder, group_rows=ROWS_A_GROUP), index, split, tokens, is_shuffled=is_shuffled)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.token_store.TOKEN_ROW_GROUP_ROWS", ROWS_A_GROUP)
+        patch.setattr(ShardBuilder, "publish_shard", in_small_groups)
         result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     return output

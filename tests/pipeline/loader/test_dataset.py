@@ -145,8 +145,7 @@ def test_row_groups_are_kept_up_to_the_bound(tokens, monkeypatch):
         for _ in range(2):
             for index in range(0, len(dataset), 16):
                 _ = dataset[index]
-        kept = dataset.row_groups._kept_bytes
-        assert sum(kept.values()) <= cache_bytes
+        assert dataset.row_groups.held_bytes <= cache_bytes
         return len(read)
 
     dataset = TokenDataset(str(tokens))

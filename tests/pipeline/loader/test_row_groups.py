@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.errors import VerifyError
 from pipeline.loader import Reading, TokenDataset
+from pipeline.storage import RetryPolicy
 
 with pytest.MonkeyPatch.context() as beside:
     beside.syspath_prepend(str(Path(__file__).parents[2] / "faults"))
@@ -152,7 +153,7 @@ def test_random_access_on_s3_reads_footers_once_and_then_only_row_groups(on_s3, 
 
 def test_batches_on_s3_are_right_though_answers_break_off(on_s3, s3, tokens, loader_tools, monkeypatch):
     url, options, _ = on_s3
-    monkeypatch.setattr("pipeline.storage.retries.RETRY_WAITS_S", (0.05,) * 8)
+    monkeypatch.setattr(RetryPolicy, "draw_waits", lambda policy: iter((0.05,) * 8))
     rows = loader_tools.rows_of(tokens).to_pylist()
     with running(WeatherProxy(s3.endpoint, Weather(0.1, 0.1, 0.1, 0.2, 0), 5)) as proxy:
         there = {**options, "client_kwargs": {"endpoint_url": proxy.endpoint}}

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline.sources.fields as fields_module
 from pipeline.errors import ConfigError
 from pipeline.job_config import InputConfig
 from pipeline.sources.fields import carried_kinds, fields_of
@@ -165,12 +164,13 @@ def test_every_input_must_have_the_field(tmp_path: Path) -> None:
         carried_kinds(roots, InputConfig(carry=("speaker",)))
 
 
-def test_no_more_than_so_many_files_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fields_module, "MAX_FILES", 3)
+def test_no_more_than_so_many_files_are_looked_at(tmp_path: Path) -> None:
     for index in range(5):
-        write_npz(tmp_path / f"{index}.npz")
+        write_npz(tmp_path / f"{index}.npz", **({"speaker": np.array("anna")} if index > 2 else {}))
+    roots = open_readable([str(tmp_path)], "auto", {})
     with pytest.raises(ConfigError, match="in any of its first 3 files"):
-        kinds_of(tmp_path, "speaker")
+        carried_kinds(roots, InputConfig(carry=("speaker",)), max_files=3)
+    assert carried_kinds(roots, InputConfig(carry=("speaker",)), max_files=4) == {"speaker": "string"}
 
 
 def test_sound_of_a_tar_needs_no_name(tmp_path: Path) -> None:

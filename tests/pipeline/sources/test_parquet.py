@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from pipeline.errors import StorageError
 from pipeline.quarantine import ClipError, ClipProblem, DropReason
 from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
+from pipeline.sources.parquet import read_parquet
 from pipeline.sources.parquet_lists import motions_of
 from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder
@@ -215,11 +217,10 @@ def test_cut_file_parts_hold_about_a_unit(folder: Folder, make_corpus: Make) -> 
     assert {part.stop - part.start for part in parts} == {10, 11}
 
 
-def test_read_parquet_part_of_a_row_group(folder: Folder, make_corpus: Make, make_codec: Make, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.sources.parquet.BATCH_BYTES", 2000)
+def test_read_parquet_part_of_a_row_group(folder: Folder, make_corpus: Make, make_codec: Make) -> None:
     write_rows(folder, "a.parquet", 50, 20)
     part = Part("", "a.parquet", "parquet", 13, 47)
-    clips = read_part(folder, part, make_corpus(), make_codec())
+    clips = read_parquet(folder, part, make_corpus(), make_codec(), batch_bytes=2000)
     assert [clip.where for clip in clips] == [f"row {row}" for row in range(13, 47)]
 
 
@@ -325,7 +326,7 @@ def test_read_parquet_storage_that_fails_midway_is_storage_error(
     def fail(*_: object) -> bytes:
         raise StorageError("cannot read: gone")
 
-    monkeypatch.setattr("pipeline.storage.folder.READ_BLOCK_BYTES", 16)
+    monkeypatch.setattr(Folder, "open", partialmethod(Folder.open, block_bytes=16))
     clips = read_part(remote, Part("", "a.parquet", "parquet"), make_corpus(), make_codec())
     next(clips)
     monkeypatch.setattr(Folder, "read_range", fail)

@@ -13,9 +13,8 @@ from pipeline.config import TokenSpec
 from pipeline.plan import make_plan
 from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.read_units import UnitReader
-from pipeline.sources import plausible
 from pipeline.sources.clip import PreparedClip
-from pipeline.sources.plausible import Statistics, check_plausible
+from pipeline.sources.plausible import BLOCK_FRAMES, Statistics, check_plausible, column_range, frozen_run
 from pipeline.storage import open_inputs
 
 Make = Callable[..., Any]
@@ -60,16 +59,16 @@ def test_check_plausible_keeps_the_limit_itself_and_what_is_not_asked(make_corpu
 @pytest.mark.parametrize("frames", [1, 15, 16, 17, 40])
 def test_column_range_is_the_least_and_greatest_of_every_frame(frames: int) -> None:
     motion = np.random.Generator(np.random.PCG64(frames)).standard_normal((frames, 3)).astype(np.float32)
-    low, high = plausible.column_range(motion)
+    low, high = column_range(motion)
     assert np.array_equal(low, motion.min(axis=0))
     assert np.array_equal(high, motion.max(axis=0))
 
 
 def test_check_plausible_names_the_stored_column_and_the_frame_of_a_later_block(make_corpus: Make) -> None:
-    motion = ramp(plausible.BLOCK_FRAMES + 9)
-    motion[plausible.BLOCK_FRAMES + 2, 1] = 1e6
+    motion = ramp(BLOCK_FRAMES + 9)
+    motion[BLOCK_FRAMES + 2, 1] = 1e6
     problem = check_plausible(clip(motion), make_corpus(max_abs_z=10, columns=(3, 70, 4, 5)), STATISTICS)
-    assert f"at frame {plausible.BLOCK_FRAMES + 2}, column 70 is" in problem.detail
+    assert f"at frame {BLOCK_FRAMES + 2}, column 70 is" in problem.detail
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 18])
@@ -89,14 +88,13 @@ def test_check_plausible_frozen(make_corpus: Make, start: int) -> None:
 
 
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=40), st.integers(1, 6), st.integers(2, 7))
-def test_check_plausible_frozen_is_the_longest_run_in_blocks_of_any_size(
+def test_frozen_is_the_longest_run_in_blocks_of_any_size(
     make_corpus: Make, values: list[int], limit: int, block_frames: int
 ) -> None:
     motion = np.repeat(np.array(values)[:, None], 4, axis=1)
     longest = max(len(list(run)) for _, run in itertools.groupby(values))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plausible, "BLOCK_FRAMES", block_frames)
-        found = check_plausible(clip(motion), make_corpus(max_frozen_frames=limit), None)
+    assert bool(frozen_run(motion, limit, block_frames)) == (longest > limit)
+    found = check_plausible(clip(motion), make_corpus(max_frozen_frames=limit), None)
     assert isinstance(found, ClipProblem) == (longest > limit)
 
 

@@ -69,6 +69,14 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share a Ray, a cluster or the fixtures of a file in one process of pytest-xdist."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        shared = next((name for name in ("nodes", "ray_local") if name in fixtures), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tests were skipped, and why."""
     reasons = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))

@@ -18,12 +18,13 @@ from campaign_places import Gateway, Place, num_standing
 
 from pipeline.storage import Folder
 
-KINDS = ("kill_group", "term", "kill_actor", "kill_worker", "remove_node", "s3_restart")
+KINDS = ("kill_group", "term", "term_group", "kill_actor", "kill_worker", "remove_node", "s3_restart")
 PLACES = ("local", "s3")
 EXECUTOR_OF = {"kill_actor": "ray", "kill_worker": "ray", "remove_node": "cluster"}
 ALLOWED_EXITS = {
     "kill_group": (-signal.SIGKILL,),
     "term": (143,),
+    "term_group": (143,),
     "kill_actor": (3,),
     "kill_worker": (3,),
     "remove_node": (3,),
@@ -130,7 +131,7 @@ def disturbed_run(command: list[str], harm: Harm, place: Place, output: Folder, 
     process = start(command, {**grounds.environment(harm), MARK: mark})
     try:
         stood = wait_for_moment(process, harm, place, output)
-        is_begun = stood > 0 or harm.kind != "term" or bool(output.list_files())
+        is_begun = stood > 0 or not harm.kind.startswith("term") or bool(output.list_files())
         victim = _strike(process, harm, grounds)
         at_s = time.monotonic() - begin
         exit_code = end_of(process)
@@ -173,6 +174,9 @@ def _strike(process: psutil.Popen, harm: Harm, grounds) -> str:
     if harm.kind == "term":
         process.send_signal(signal.SIGTERM)
         return "driver"
+    if harm.kind == "term_group":  # as a shell, or Slurm, stops a job
+        os.killpg(process.pid, signal.SIGTERM)
+        return "process group"
     if harm.kind == "remove_node":
         return str(grounds.cluster.remove_node(chance))
     if harm.kind == "s3_restart":

@@ -111,17 +111,18 @@ def test_arkit_takes_reach_verified_shards_and_decode(command, arkit, tmp_path):
     assert manifest["counts"]["frames"] == sum(map(len, clips.values())) in (4894, 20916)
 
 
-def test_real_takes_go_from_s3_to_s3_with_ray(command, flame, arkit, tools, s3, ray_local, tmp_path):
+@pytest.mark.parametrize("face_motion", ["procedural"], indirect=True)
+def test_arkit_takes_go_from_s3_to_s3_with_ray(command, arkit, tools, s3, ray_local, tmp_path):
     from s3fs import S3FileSystem
 
     files = S3FileSystem(use_listings_cache=False, **s3.options)
-    for name, (source, codec, settings) in {"flame": flame, "arkit": arkit}.items():
-        motion, tokens = s3.url(f"real/{name}/motion"), s3.url(f"real/{name}/tokens")
-        for path in source.glob("*.npz"):
-            files.pipe_file(f"{motion}/{path.name}", path.read_bytes())
-        outcome = command("tokenize", motion, tokens, "-c", codec, *settings)
-        assert outcome.code == 0, outcome.text
-        assert command("verify", tokens).code == 0
-        assert command("tokenize", source, tmp_path / name, "-c", codec, *settings, "--local").code == 0
-        files.get(tokens, str(tmp_path / f"{name}-s3"), recursive=True)
-        assert tools.tree_of(tmp_path / f"{name}-s3") == tools.tree_of(tmp_path / name)
+    source, codec, settings = arkit
+    motion, tokens = s3.url("real/motion"), s3.url("real/tokens")
+    for path in source.glob("*.npz"):
+        files.pipe_file(f"{motion}/{path.name}", path.read_bytes())
+    outcome = command("tokenize", motion, tokens, "-c", codec, *settings)
+    assert outcome.code == 0, outcome.text
+    assert command("verify", tokens).code == 0
+    assert command("tokenize", source, tmp_path / "local", "-c", codec, *settings, "--local").code == 0
+    files.get(tokens, str(tmp_path / "s3"), recursive=True)
+    assert tools.tree_of(tmp_path / "s3") == tools.tree_of(tmp_path / "local")

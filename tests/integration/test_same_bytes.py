@@ -33,11 +33,10 @@ def test_tokenize_of_a_copy_elsewhere_gives_the_same_bytes(
     assert tools.tree_of(tmp_path / "o") == reference
 
 
-@pytest.mark.parametrize("workers", [1, 3])
 def test_tokenize_with_ray_gives_the_same_bytes(
-    command, tiny_corpus, tiny_codec, tools, tmp_path, reference, ray_local, workers
+    command, tiny_corpus, tiny_codec, tools, tmp_path, reference, ray_local
 ):
-    outcome = command("tokenize", tiny_corpus, tmp_path / "o", "-c", tiny_codec, *SMALL_UNITS, "--workers", workers)
+    outcome = command("tokenize", tiny_corpus, tmp_path / "o", "-c", tiny_codec, *SMALL_UNITS, "--workers", 3)
     assert outcome.code == 0, outcome.text
     assert tools.tree_of(tmp_path / "o") == reference
     record = json.loads(next((tmp_path / "o").glob("runs/*/run.json")).read_text())

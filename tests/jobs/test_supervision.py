@@ -208,15 +208,6 @@ def copies_of(process):
     return [child for child in process.children(recursive=True) if child.cmdline() == process.cmdline()]
 
 
-def test_sigterm_to_the_group_stops_a_job_with_ray(corpus, tmp_path, start_job):
-    process = start_job(tokenize_command(corpus, tmp_path / "o"), tmp_path / "o")
-    os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output
-    assert output.count("stopped by SIGTERM") == 1
-    assert not (tmp_path / "o" / "dataset.json").exists()
-
-
 def test_a_request_that_cannot_start_exits_2(corpus, tmp_path):
     command = tokenize_command(corpus, tmp_path / "o", "--set", "window.strid=5")
     done = subprocess.run(command, env=ENVIRONMENT, check=False, capture_output=True, text=True)

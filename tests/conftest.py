@@ -69,12 +69,27 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+SHARED_BY_MANY = ("nodes", "ray_local")
+"""Fixtures that take seconds to start, so that all their tests run in one process."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a Ray, a cluster or the fixtures of a file in one process of pytest-xdist."""
+    """Tell pytest-xdist which tests stay together: those that share a Ray, a cluster or the fixtures of a file.
+
+    The groups that last longest come first, so that the processes end together.
+    """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        shared = next((name for name in ("nodes", "ray_local") if name in fixtures), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(shared))
+        group = next((name for name in SHARED_BY_MANY if name in fixtures), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=_starts_late)
+
+
+def _starts_late(item: pytest.Item) -> int:
+    """Return the place of a test's group among those that start one after the other."""
+    (group,) = (mark.args[0] for mark in item.iter_markers("xdist_group"))
+    return SHARED_BY_MANY.index(group) if group in SHARED_BY_MANY else 2 + ("faults" not in group)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

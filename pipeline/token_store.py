@@ -35,7 +35,9 @@ CONSTANTS_PATH = "constants.npz"
 """Null codes and schedule, written by the first tokenizer before any fragment can exist."""
 
 
-def tokens_to_parquet(tokens: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
+def tokens_to_parquet(
+    tokens: pa.Table, metadata: dict[bytes, bytes], group_bytes: int = TOKEN_ROW_GROUP_BYTES
+) -> bytes:
     """Return token rows as the bytes of one Parquet file: equal rows and metadata, equal bytes.
 
     Arrays and audio stand as they are; what is compressed are the other columns.
@@ -43,6 +45,7 @@ def tokens_to_parquet(tokens: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
     Args:
         tokens: rows of `token_schema`.
         metadata: footer keys and values.
+        group_bytes: what columns beside the bits take in a row group at most, unless one row takes more.
     """
     sink = pa.BufferOutputStream()
     plain = [_leaf(field) for field in tokens.schema if not _is_array(field.type)]
@@ -55,13 +58,13 @@ def tokens_to_parquet(tokens: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
         write_statistics=plain,
     )
     with writer:
-        writer.write_table(tokens, row_group_size=_rows_of_group(tokens))
+        writer.write_table(tokens, row_group_size=_rows_of_group(tokens, group_bytes))
         writer.add_key_value_metadata(metadata)
     found: bytes = sink.getvalue().to_pybytes()
     return found
 
 
-def _rows_of_group(tokens: pa.Table) -> int:
+def _rows_of_group(tokens: pa.Table, group_bytes: int) -> int:
     """Return how many rows a row group has: fewer than usual, a power of two, where more than bits makes rows large."""
     num_bytes = 0
     for field, column in zip(tokens.schema, tokens.columns, strict=True):
@@ -69,7 +72,7 @@ def _rows_of_group(tokens: pa.Table) -> int:
             num_bytes += pc.sum(pc.cast(pc.binary_length(column), pa.int64())).as_py() or 0
         elif _is_array(field.type) and field.name not in BITS_COLUMNS:
             num_bytes += tokens.num_rows * field.type.byte_width
-    fitting = TOKEN_ROW_GROUP_BYTES * tokens.num_rows // num_bytes if num_bytes else TOKEN_ROW_GROUP_ROWS
+    fitting = group_bytes * tokens.num_rows // num_bytes if num_bytes else TOKEN_ROW_GROUP_ROWS
     return int(min(TOKEN_ROW_GROUP_ROWS, 1 << max(0, fitting.bit_length() - 1)))
 
 

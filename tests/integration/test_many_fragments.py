@@ -25,7 +25,7 @@ import pytest
 from pipeline.token_store import TokenStore
 
 NUM_FRAGMENTS, NUM_MISSING = 100_000, 5
-MAX_LOCAL_S, MAX_S3_S, MAX_MIB = 10.0, 30.0, 500
+MAX_LOCAL_S, MAX_S3_S, MAX_MIB = 10.0, 30.0, 300
 TRIES = 2
 """The better of two counts: other work on the machine may slow one down."""
 STAMP = "0123456789ab"

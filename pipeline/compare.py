@@ -72,11 +72,14 @@ class Difference:
         }
 
 
-def compare_datasets(ours: OpenDataset, theirs: OpenDataset, on_shard: Callable[[str], None]) -> Difference:
+def compare_datasets(
+    ours: OpenDataset, theirs: OpenDataset, on_shard: Callable[[str], None], group_bytes: int = GROUP_BYTES
+) -> Difference:
     """Return what differs between two datasets.
 
     Args:
         on_shard: told the path of every shard that was read.
+        group_bytes: shards of `ours` that are held at once, or one shard.
 
     Raises:
         VerifyError: a shard or index is missing or damaged.
@@ -88,7 +91,7 @@ def compare_datasets(ours: OpenDataset, theirs: OpenDataset, on_shard: Callable[
     difference.columns = ColumnCounts(common_columns(*schemas))
     if (codecs[0].patch_nums, codecs[0].code_dim) == (codecs[1].patch_nums, codecs[1].code_dim):
         difference.bits = BitCounts(codecs[0])
-    _Windows(ours, theirs, common, difference).compare(on_shard)
+    _Windows(ours, theirs, common, difference).compare(on_shard, group_bytes)
     return difference
 
 
@@ -178,13 +181,13 @@ class _Windows:
             hashes = [{shard.sha256 for shard in data.shards(both[0])} for data in (ours, theirs)]
             self._shared = hashes[0] & hashes[1]
 
-    def compare(self, on_shard: Callable[[str], None]) -> None:
+    def compare(self, on_shard: Callable[[str], None], group_bytes: int) -> None:
         """Read all shards but those that both datasets hold, and note what differs."""
         shared = self._shared_windows(self._ours, self._names[0])
         if self._difference.bits:
             self._difference.bits.num_windows += int(shared.sum())
         self._difference.examples["bits"] = []
-        for group in self._groups():
+        for group in self._groups(group_bytes):
             self._compare_group(group, on_shard)
         only_ours = self._common.ours - shared - self._matched
         only_theirs = self._common.theirs - self._shared_windows(self._theirs, self._names[1]) - self._matched
@@ -224,13 +227,13 @@ class _Windows:
             clip_id, start = self._common.clip_ids[int(keys[row] >> 32)], int(keys[row] & 0xFFFFFFFF)
             examples.append(f"{clip_id}, start_frame {start}: {int(found[row])} bits")
 
-    def _groups(self) -> Iterator[list[int]]:
+    def _groups(self, group_bytes: int) -> Iterator[list[int]]:
         group: list[int] = []
         num_bytes = 0
         for position, shard in enumerate(self._ours.shards(self._names[0])):
             if shard.sha256 in self._shared:
                 continue
-            if group and num_bytes + shard.bytes > GROUP_BYTES:
+            if group and num_bytes + shard.bytes > group_bytes:
                 yield group
                 group, num_bytes = [], 0
             group.append(position)

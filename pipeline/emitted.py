@@ -42,10 +42,13 @@ class WindowEmitter:
     """Encodes windows with all that a corpus emits. Built by whoever holds an encoder, lives as long; owns the copy
     of the decoder's weights where a decoded `prev` is wanted."""
 
-    def __init__(self, model: BitwiseVAE, encoder: WindowEncoder, corpus: CorpusSpec) -> None:
-        """Args: model: the encoder's own; corpus: says what is emitted."""
+    def __init__(
+        self, model: BitwiseVAE, encoder: WindowEncoder, corpus: CorpusSpec, flip_windows: int = FLIP_WINDOWS
+    ) -> None:
+        """Args: model: the encoder's own; corpus: says what is emitted; flip_windows: see `FLIP_WINDOWS`."""
         self._encoder = encoder
         self._corpus = corpus
+        self._flip_windows = flip_windows
         self._decoder = encoder.decoder_of(model) if "decoded_prev" in corpus.emit else None
 
     def encode(self, motion: Tensor, spans: WindowSpans) -> tuple[NDArray[np.uint8], Arrays]:
@@ -88,7 +91,7 @@ class WindowEmitter:
         config, device = self._encoder.config, self._encoder.device
         shape = (len(latent), rule.pairs, config.num_tokens, config.code_dim // 8)
         targets, flipped = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
-        together = FLIP_WINDOWS if device.type == "cpu" else max(FLIP_WINDOWS, self._encoder.batch_size)
+        together = self._flip_windows if device.type == "cpu" else max(self._flip_windows, self._encoder.batch_size)
 
         def draw(first: int) -> None:
             rows = slice(first, first + together)

@@ -21,6 +21,7 @@ from pipeline.storage import Folder
 
 LEASE_PATH = "runs/active.json"
 BEAT_S = 5.0
+"""Seconds between two beats of a run."""
 STALE_S = 60.0
 POLL_S = 1.0
 
@@ -71,6 +72,7 @@ class RunLease:
         when_active: what to do while another run lives: `wait`, `leave` or `take_over`.
         on_wait: told once whom it waits for.
         on_lost: told that another run took over; called in the thread that beats.
+        beat_s: seconds between two beats; others take a run for dead after `STALE_S` without one.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class RunLease:
         *,
         on_wait: Callable[[Heartbeat], None],
         on_lost: Callable[[str], None],
+        beat_s: float = BEAT_S,
     ) -> None:
-        self.output, self._run_id = output, run_id
+        self.output, self._run_id, self._beat_s = output, run_id, beat_s
         self._when_active, self._on_wait, self._on_lost = when_active, on_wait, on_lost
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -132,7 +135,7 @@ class RunLease:
             self.output.delete(LEASE_PATH)
 
     def _keep_beating(self) -> None:
-        while not self._stop.wait(BEAT_S):
+        while not self._stop.wait(self._beat_s):
             try:
                 heartbeat = read_heartbeat(self.output)
                 if heartbeat is not None and heartbeat.run_id != self._run_id:

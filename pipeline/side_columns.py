@@ -15,12 +15,16 @@ from pipeline.audio import Samples, cut_samples, flac_bytes, window_samples
 from pipeline.config import Contract
 from pipeline.schema import AUDIO_ARRAYS, side_fields
 
-_CHUNK_BYTES = 1 << 30
+CHUNK_BYTES = 1 << 30
 """Of a binary column; Arrow's have 2 GiB at most."""
 
 
 def side_columns(
-    clips: pa.Table, clip_of_row: NDArray[np.int64], start_frame: NDArray[np.int64], contract: Contract
+    clips: pa.Table,
+    clip_of_row: NDArray[np.int64],
+    start_frame: NDArray[np.int64],
+    contract: Contract,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> list[pa.Array | pa.ChunkedArray]:
     """Return the columns of `side_fields`, one row a window.
 
@@ -28,8 +32,9 @@ def side_columns(
         clips: rows of `clip_schema`, one a clip.
         clip_of_row: (num_windows,) row of each window's clip.
         start_frame: (num_windows,) first frame of `this`.
+        chunk_bytes: bytes of audio in a chunk of a column at most, or those of one window.
     """
-    columns = _audio_columns(clips, clip_of_row, start_frame, contract)
+    columns = _audio_columns(clips, clip_of_row, start_frame, contract, chunk_bytes)
     fields = side_fields(contract.corpus)
     taken = pa.array(clip_of_row)
     for field in fields:
@@ -53,7 +58,11 @@ def audio_account(clips: pa.Table, fps: float) -> dict[str, float]:
 
 
 def _audio_columns(
-    clips: pa.Table, clip_of_row: NDArray[np.int64], start_frame: NDArray[np.int64], contract: Contract
+    clips: pa.Table,
+    clip_of_row: NDArray[np.int64],
+    start_frame: NDArray[np.int64],
+    contract: Contract,
+    chunk_bytes: int,
 ) -> dict[str, pa.Array | pa.ChunkedArray]:
     """Return the columns in which a window's audio differs from its clip's.
 
@@ -78,7 +87,7 @@ def _audio_columns(
     for half, name in enumerate(AUDIO_ARRAYS):
         cuts = [(samples[clip], *ranges[half]) for clip, ranges in zip(clip_of_row, halves, strict=True)]
         if rule.encoding == "int16":
-            columns[name] = _raw_sounds(cuts)
+            columns[name] = _raw_sounds(cuts, chunk_bytes)
         else:
             sounds = (
                 flac_bytes(cut_samples(*cut), int(rates[clip])) for clip, cut in zip(clip_of_row, cuts, strict=True)
@@ -87,11 +96,11 @@ def _audio_columns(
     return columns
 
 
-def _raw_sounds(cuts: Sequence[tuple[Samples, int, int]]) -> pa.ChunkedArray:
+def _raw_sounds(cuts: Sequence[tuple[Samples, int, int]], chunk_bytes: int) -> pa.ChunkedArray:
     """Return the cuts of all rows, each (sound, first sample, samples), as little-endian int16."""
     lengths = np.array([2 * num_samples for *_, num_samples in cuts], np.int64)
     chunks = []
-    for begin, stop in _runs(lengths, _CHUNK_BYTES):
+    for begin, stop in _runs(lengths, chunk_bytes):
         rows = cuts[begin:stop]
         edges = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[begin:stop])])
         buffer = np.concatenate([cut_samples(*row) for row in rows]).astype("<i2", copy=False)

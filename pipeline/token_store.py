@@ -35,7 +35,12 @@ CONSTANTS_PATH = "constants.npz"
 """Null codes and schedule, written by the first tokenizer before any fragment can exist."""
 
 
-def tokens_to_parquet(tokens: pa.Table, metadata: dict[bytes, bytes], group_rows: int = TOKEN_ROW_GROUP_ROWS) -> bytes:
+def tokens_to_parquet(
+    tokens: pa.Table,
+    metadata: dict[bytes, bytes],
+    group_rows: int = TOKEN_ROW_GROUP_ROWS,
+    group_bytes: int = TOKEN_ROW_GROUP_BYTES,
+) -> bytes:
     """Return token rows as the bytes of one Parquet file: equal rows and metadata, equal bytes.
 
     Arrays and audio stand as they are; what is compressed are the other columns.
@@ -44,6 +49,7 @@ def tokens_to_parquet(tokens: pa.Table, metadata: dict[bytes, bytes], group_rows
         tokens: rows of `token_schema`.
         metadata: footer keys and values.
         group_rows: rows of a row group at most.
+        group_bytes: what columns beside the bits take in a row group at most, unless one row takes more.
     """
     sink = pa.BufferOutputStream()
     plain = [_leaf(field) for field in tokens.schema if not _is_array(field.type)]
@@ -56,13 +62,13 @@ def tokens_to_parquet(tokens: pa.Table, metadata: dict[bytes, bytes], group_rows
         write_statistics=plain,
     )
     with writer:
-        writer.write_table(tokens, row_group_size=_rows_of_group(tokens, group_rows))
+        writer.write_table(tokens, row_group_size=_rows_of_group(tokens, group_rows, group_bytes))
         writer.add_key_value_metadata(metadata)
     found: bytes = sink.getvalue().to_pybytes()
     return found
 
 
-def _rows_of_group(tokens: pa.Table, group_rows: int) -> int:
+def _rows_of_group(tokens: pa.Table, group_rows: int, group_bytes: int) -> int:
     """Return how many rows a row group has: fewer than usual, a power of two, where more than bits makes rows large."""
     num_bytes = 0
     for field, column in zip(tokens.schema, tokens.columns, strict=True):
@@ -70,7 +76,7 @@ def _rows_of_group(tokens: pa.Table, group_rows: int) -> int:
             num_bytes += pc.sum(pc.cast(pc.binary_length(column), pa.int64())).as_py() or 0
         elif _is_array(field.type) and field.name not in BITS_COLUMNS:
             num_bytes += tokens.num_rows * field.type.byte_width
-    fitting = TOKEN_ROW_GROUP_BYTES * tokens.num_rows // num_bytes if num_bytes else group_rows
+    fitting = group_bytes * tokens.num_rows // num_bytes if num_bytes else group_rows
     return int(min(group_rows, 1 << max(0, fitting.bit_length() - 1)))
 
 

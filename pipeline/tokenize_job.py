@@ -26,7 +26,7 @@ from pipeline.observer import JobObserver
 from pipeline.plan import Plan, Unit, group_units, make_plan
 from pipeline.read_units import ClipFilter, UnitReader
 from pipeline.request import Job, check_output, prepare
-from pipeline.run_lease import RunLease
+from pipeline.run_lease import BEAT_S, RunLease
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
 from pipeline.token_store import missing_units
@@ -47,6 +47,8 @@ class JobControl:
 
     run_id: str
     stop: StopSwitch
+    beat_s: float = BEAT_S
+    """Seconds between two beats of its lease."""
 
 
 def tokenize_dataset(
@@ -79,7 +81,14 @@ def tokenize_dataset(
     if standing is not None:
         return standing
     when_active = request.config.run.when_active
-    lease = RunLease(job.output, control.run_id, when_active, on_wait=observer.on_wait, on_lost=control.stop.ask)
+    lease = RunLease(
+        job.output,
+        control.run_id,
+        when_active,
+        on_wait=observer.on_wait,
+        on_lost=control.stop.ask,
+        beat_s=control.beat_s,
+    )
     with lease.held():
         check_output(job)  # another run may have begun, or done the work meanwhile
         missing = missing_units(job.store, plan.units)

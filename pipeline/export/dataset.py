@@ -27,6 +27,7 @@ from pipeline.export.publish import WINDOW_INDEX_PATH, Exported
 from pipeline.export.reuse import StandingShards
 from pipeline.export.selection import check_columns, judge_clips, keep_passing, unknown_ids
 from pipeline.export.shards import ClipsToExport, build_shards
+from pipeline.export.shuffle import TASK_BYTES
 from pipeline.export.splits import assign_splits
 from pipeline.export.tasks import RunTasks
 from pipeline.manifest import GateRecord, Manifest, OtherFile, ShardFile, Status, shards_txt
@@ -55,6 +56,8 @@ class ExportSource:
     """Clips that are taken and left out by name."""
     read_clips: ClipFilter = field(default_factory=ClipFilter)
     """Clips that were wanted of the input by name; those left out there leave no trace in ledgers."""
+    shuffle_bytes: int = TASK_BYTES
+    """Token rows that a task of a global shuffle holds, about; no byte of the dataset depends on it."""
 
 
 def export_dataset(
@@ -83,7 +86,8 @@ def export_dataset(
     clips, shares = _chosen_clips(source, fragments, export, observer)
     splits = assign_splits(clips, export, listed, shares)
     builder = ShardBuilder(output, source.stores, source.contract, export.formats, export.windows_per_sample)
-    built = build_shards(ClipsToExport(clips, splits, fragments), builder, export, source.standing, run, observer)
+    chosen = ClipsToExport(clips, splits, fragments, source.shuffle_bytes)
+    built = build_shards(chosen, builder, export, source.standing, run, observer)
 
     index = clip_index(clips, splits, built.layouts)
     contents: dict[str, bytes | memoryview] = {

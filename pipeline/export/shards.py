@@ -16,7 +16,7 @@ from pipeline.export.build import Fragment, Renames, ShardBuilder, ShardResult, 
 from pipeline.export.clips import ClipTable
 from pipeline.export.layout import ShardLayout, lay_out_shards
 from pipeline.export.reuse import Recipes, StandingShards, recipes_of
-from pipeline.export.shuffle import lay_out_shuffle
+from pipeline.export.shuffle import TASK_BYTES, lay_out_shuffle
 from pipeline.export.splits import Splits
 from pipeline.export.tasks import RunTasks
 from pipeline.export.window_index import WindowIndex
@@ -32,6 +32,8 @@ class ClipsToExport:
     splits: Splits
     fragments: Sequence[Fragment]
     """By unit."""
+    shuffle_bytes: int = TASK_BYTES
+    """Token rows that a task of a global shuffle holds, about."""
 
 
 @dataclass
@@ -67,8 +69,8 @@ def build_shards(
     num_windows = int(chosen.clips.num_windows.sum())
     renames = renames_of(chosen.clips)
     if export.shuffle == "global":
-        window_bytes = _window_bytes(chosen, builder)
-        shuffle = lay_out_shuffle(chosen.clips, chosen.splits, chosen.fragments, renames, export, window_bytes)
+        task_windows = chosen.shuffle_bytes / _window_bytes(chosen, builder)
+        shuffle = lay_out_shuffle(chosen.clips, chosen.splits, chosen.fragments, renames, export, task_windows)
         built = BuiltShards((), [""] * shuffle.num_shards)
         observer.on_layout(shuffle.num_shards + len(shuffle.deals), num_windows)
         results = shuffle.build(builder, run, observer.on_shard)

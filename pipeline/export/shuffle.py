@@ -251,7 +251,7 @@ def lay_out_shuffle(
     fragments: Sequence[Fragment],
     renames: Mapping[int, Renames],
     export: ExportSpec,
-    window_bytes: float,
+    task_windows: float,
 ) -> Shuffle:
     """Return what is to be done: nothing in it grows with the number of windows.
 
@@ -259,7 +259,7 @@ def lay_out_shuffle(
         splits: the split of each clip.
         fragments: of each unit that `clips.unit` counts.
         renames: by unit.
-        window_bytes: bytes of a token row, about; no byte of the dataset depends on it.
+        task_windows: what a task takes, about; no byte of the dataset depends on it.
     """
     shuffled: list[ShuffledSplit] = []
     pieces: dict[int, list[DealtPiece]] = {}
@@ -280,7 +280,7 @@ def lay_out_shuffle(
                 num_windows=num_windows,
                 num_shards=num_shards,
                 first_shard=before.first_shard + before.num_shards if before else 0,
-                shards_a_slot=max(1, int(TASK_BYTES / (window_bytes * num_windows / num_shards))),
+                shards_a_slot=max(1, int(task_windows / (num_windows / num_shards))),
                 first_slot=before.first_slot + before.num_slots if before else 0,
             )
         )
@@ -289,22 +289,22 @@ def lay_out_shuffle(
         for index, split in enumerate(shuffled)
         for shard in range(0, split.num_shards, split.shards_a_slot)
     )
-    return Shuffle(tuple(shuffled), tuple(_deals(pieces, fragments, renames, window_bytes)), gathers)
+    return Shuffle(tuple(shuffled), tuple(_deals(pieces, fragments, renames, task_windows)), gathers)
 
 
 def _deals(
     pieces: Mapping[int, Sequence[DealtPiece]],
     fragments: Sequence[Fragment],
     renames: Mapping[int, Renames],
-    window_bytes: float,
+    task_windows: float,
 ) -> Iterator[DealTask]:
     """Yield units in order, as many in a task as fit."""
     group: list[int] = []
-    num_bytes = 0.0
+    num_windows = 0
     index = 0
     for unit in [*sorted(pieces), None]:
-        size = 0.0 if unit is None else window_bytes * sum(_num_rows(piece.intervals) for piece in pieces[unit])
-        if group and (unit is None or num_bytes + size > TASK_BYTES):
+        size = 0 if unit is None else sum(_num_rows(piece.intervals) for piece in pieces[unit])
+        if group and (unit is None or num_windows + size > task_windows):
             yield DealTask(
                 index,
                 tuple(fragments[member] for member in group),
@@ -312,10 +312,10 @@ def _deals(
                 tuple(renames.get(member, ()) for member in group),
             )
             index += 1
-            group, num_bytes = [], 0.0
+            group, num_windows = [], 0
         if unit is not None:
             group.append(unit)
-            num_bytes += size
+            num_windows += size
 
 
 def _num_rows(intervals: Int64s) -> int:

@@ -69,7 +69,13 @@ class WindowSample:
 
 
 def draw_sample(
-    store: TokenStore, units: Iterable[Unit], reader: UnitReader, num_windows: int, *, first: Sequence[Unit] = ()
+    store: TokenStore,
+    units: Iterable[Unit],
+    reader: UnitReader,
+    num_windows: int,
+    *,
+    first: Sequence[Unit] = (),
+    max_units: int = SAMPLE_UNITS,
 ) -> WindowSample:
     """Return windows of a few units, the same for equal units and settings; fewer where there are not so many.
 
@@ -78,6 +84,7 @@ def draw_sample(
         units: planned by this run, so that the reader knows them unchanged.
         num_windows: wanted; each window of the chosen units is as likely as any other.
         first: units to choose before all others, such as those that are new.
+        max_units: units that windows are drawn from, at most.
 
     Raises:
         VerifyError: the input holds other motion than the fragments were made from, or a fragment is damaged.
@@ -85,7 +92,7 @@ def draw_sample(
         StorageError: storage did not answer after all retries, or the input changed.
     """
     codec, seed = reader.spec.codec, reader.spec.spec_id
-    chosen = _choose_units(store, units, seed, {unit.key for unit in first})
+    chosen = _choose_units(store, units, seed, {unit.key for unit in first}, max_units)
     counts = np.array([int(pc.sum(ledger["num_windows"]).as_py()) for _, ledger in chosen], np.int64)
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
@@ -107,7 +114,9 @@ def draw_sample(
     return _joined(parts, codec)
 
 
-def _choose_units(store: TokenStore, units: Iterable[Unit], seed: str, first: set[str]) -> list[tuple[Unit, pa.Table]]:
+def _choose_units(
+    store: TokenStore, units: Iterable[Unit], seed: str, first: set[str], max_units: int
+) -> list[tuple[Unit, pa.Table]]:
     """Return units in a seeded order with their ledgers, as many as the bounds allow.
 
     Those beyond the bounds by themselves come last. Left out are those without windows, and those that hold what
@@ -121,7 +130,7 @@ def _choose_units(store: TokenStore, units: Iterable[Unit], seed: str, first: se
     chosen: list[tuple[Unit, pa.Table]] = []
     num_bytes = 0
     for unit in order:
-        if chosen and (len(chosen) == SAMPLE_UNITS or num_bytes + unit.num_bytes > SAMPLE_BYTES):
+        if chosen and (len(chosen) == max_units or num_bytes + unit.num_bytes > SAMPLE_BYTES):
             break
         ledger = store.read_ledger(unit.key, unit.stamp)
         crashed = pc.any(pc.equal(ledger["drop_reason"], DropReason.CRASHED.value)).as_py()

@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
-from pipeline.dataset_rows import OpenDataset
+from pipeline.compare import compare_datasets
+from pipeline.dataset_rows import OpenDataset, open_dataset
+from pipeline.export.build import ShardBuilder
 from pipeline.run_lease import Heartbeat, host_here, process_start
 from pipeline.storage import Folder
+from pipeline.token_store import TokenStore, fragment_to_bytes
 
 HOUR_S = 3600
 
@@ -166,16 +169,14 @@ def test_clean_removes_orphans_and_spares_what_it_does_not_know(command, tokeniz
 
 
 def test_clean_spares_the_work_of_a_run_that_was_stopped(command, tokenize, motion, tools, tmp_path, monkeypatch):
-    import pipeline.tokenize_job
-
-    def stop(*args):
+    def stop(*args, **options):
         raise RuntimeError("killed")
 
     output = tmp_path / "tokens"
     assert tokenize().code == 0
     write_clip(tools, motion, "clip0", 77)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.tokenize_job, "export_dataset", stop)
+        patch.setattr(ShardBuilder, "publish_shard", stop)
         assert tokenize().code == 70
     before = files_of(output)
     assert command("clean", output, "--keep", "1", "--yes").code == 0
@@ -202,8 +203,6 @@ def test_clean_empties_the_store_that_a_restart_left(command, tokenize, tmp_path
 
 
 def test_clean_can_be_killed_at_any_point(command, five_versions, tmp_path, monkeypatch):
-    from pipeline.storage import Folder
-
     output = tmp_path / "tokens"
     shutil.copytree(output, tmp_path / "undisturbed")
     assert command("clean", tmp_path / "undisturbed", "--keep", "1", "--yes").code == 0
@@ -308,12 +307,17 @@ def test_diff_of_a_dataset_with_itself_reads_no_shard(command, plain, monkeypatc
     assert command("diff", plain, plain).code == 0
 
 
-def test_diff_compares_little_at_a_time(command, plain, tmp_path, monkeypatch):
+def test_diff_compares_little_at_a_time(command, plain, tmp_path):
     sets = ("--set", "export.shuffle=global", "--set", "export.windows_per_shard=30", "--local")
     assert command("export", plain, tmp_path / "o", *sets).code == 0
-    monkeypatch.setattr("pipeline.compare.GROUP_BYTES", 1)
     for pair in ((plain, tmp_path / "o"), (tmp_path / "o", plain)):
         assert command("diff", *pair).code == 0
+        ours, theirs = (open_dataset(Folder(str(path))) for path in pair)
+        together, apart = [], []
+        assert compare_datasets(ours, theirs, together.append).is_equal
+        assert compare_datasets(ours, theirs, apart.append, group_bytes=1).is_equal
+        assert set(apart) == set(together)
+        assert len(apart) > len(together) == len(set(together))
 
 
 def test_diff_names_clips_that_differ(command, tokenize, motion, tools, tmp_path):
@@ -431,25 +435,56 @@ def test_verify_deep_refuses_another_codec_and_half_a_request(command, plain, ti
         assert command("verify", plain, *arguments).code == 2
 
 
-def test_verify_deep_tells_changed_motion_and_other_numerics(
-    command, tokenize, motion, tools, tiny_codec, tmp_path, monkeypatch
-):
-    import pipeline.deep_verify
+def put_other_bits(output, mask):
+    """Invert some bits of `this` in the first row of a fragment, as other numerics might, and take back the dataset."""
+    path = min(output.glob("_store/*/fragments/*/*"))
+    store = TokenStore(Folder(str(path.parents[2])))
+    unit = path.stem.split("-")
+    tokens, ledger = store.read_fragment(*unit), store.read_ledger(*unit)
+    first, *others = tokens["this_bits"].to_pylist()
+    bits = [bytes(byte ^ other for byte, other in zip(first, mask, strict=True)), *others]
+    column = tokens.schema.get_field_index("this_bits")
+    tokens = tokens.set_column(column, tokens.schema.field(column), pa.array(bits, tokens["this_bits"].type))
+    path.write_bytes(fragment_to_bytes(tokens, ledger, store.read_contract()))
+    (output / "dataset.json").unlink()
 
+
+def test_verify_deep_allows_other_numerics_a_few_bits(command, tokenize, motion, tiny_codec, tmp_path):
+    """The same corpus twice, the second time in a store whose contract names another torch."""
+    assert tokenize().code == 0
+    contract = next((tmp_path / "tokens").glob("_store/*/contract.json"))
+    tree = json.loads(contract.read_text())
+    tree["numerics"]["torch"] = "0.1"
+    elsewhere = tmp_path / "elsewhere" / contract.relative_to(tmp_path / "tokens")
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_text(json.dumps(tree))
+    mixed = ("--set", "run.numerics=mixed")
+    assert tokenize(*mixed, output="elsewhere").code == 0
+
+    def verify(output):
+        return command("verify", tmp_path / output, motion, "--deep", 100, "-c", tiny_codec)
+
+    outcome = verify("elsewhere")
+    assert (outcome.code, "numerics.torch" in outcome.text) == (0, True), outcome.text
+    assert "bit for bit" in outcome.text
+    for output in ("tokens", "elsewhere"):
+        put_other_bits(tmp_path / output, bytes([1, *7 * [0]]))
+        assert tokenize(*mixed, output=output).code == 0
+    outcome = verify("elsewhere")
+    assert (outcome.code, "but for rounding" in outcome.text) == (0, True), outcome.text
+    outcome = verify("tokens")
+    assert (outcome.code, "not equal" in outcome.text, "numerics" in outcome.text) == (1, True, False), outcome.text
+    put_other_bits(tmp_path / "elsewhere", bytes(8 * [255]))
+    assert tokenize(*mixed, output="elsewhere").code == 0
+    outcome = verify("elsewhere")
+    assert (outcome.code, "not equal" in outcome.text, "numerics.torch" in outcome.text) == (1, True, True)
+
+
+def test_verify_deep_tells_changed_motion(command, tokenize, motion, tools, tiny_codec, tmp_path):
     assert tokenize().code == 0
     arguments = ("verify", tmp_path / "tokens", motion, "--deep", 100, "-c", tiny_codec)
     assert command(*arguments).code == 0
-    here = pipeline.deep_verify.numerics_here
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            pipeline.deep_verify, "numerics_here", lambda device: here(device).model_copy(update={"torch": "0.1"})
-        )
-        outcome = command(*arguments)
-        assert (outcome.code, "numerics.torch" in outcome.text) == (0, True)
-        patch.setattr(pipeline.deep_verify, "TOLERATED_SHARE", 1.0)
-        write_clip(tools, motion, "clip2", 99, 30)
-        outcome = command(*arguments)
-        assert (outcome.code, "but for rounding" in outcome.text) == (0, True)
+    write_clip(tools, motion, "clip2", 99, 30)
     outcome = command(*arguments)
     assert (outcome.code, "not equal" in outcome.text, "this share" in outcome.text) == (1, True, True)
     write_clip(tools, motion, "clip2", 2, 31)

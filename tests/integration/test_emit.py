@@ -16,6 +16,7 @@ import webdataset as wds
 from datasets import load_dataset
 
 from bitwise_vae import BitwiseVAE, WindowEncoder, flip_pairs, pack_bits
+from pipeline.estimate import SAMPLE_UNITS
 
 EMIT = ("--set", "emit=[latent, flips, decoded_prev]", "--set", "flips.pairs=2")
 T, CODE = 5, 8
@@ -246,14 +247,13 @@ class TestDryRun:
         assert (outcome.code, "tokenized before" in outcome.text) == (0, True), outcome.text
         assert {path: path.stat().st_mtime_ns for path in rich.rglob("*")} == before
 
-    def test_it_counts_a_large_input_by_a_sample(self, command, tiny_codec, write_clips, tmp_path, monkeypatch):
-        monkeypatch.setattr("pipeline.estimate.SAMPLE_UNITS", 6)
+    def test_it_counts_a_large_input_by_a_sample(self, command, tiny_codec, write_clips, tmp_path):
         write_clips(tmp_path / "motion", {f"c{n:03}": 40 + n % 30 for n in range(120)})
         arguments = ("tokenize", tmp_path / "motion", tmp_path / "o", "-c", tiny_codec, "--local")
         outcome = command(*arguments, "--set", "units.files=2", "--dry-run", "--json", tmp_path / "e.json")
         assert outcome.code == 0, outcome.text
         windows = json.loads((tmp_path / "e.json").read_text())["windows"]
-        assert windows["num_units_read"] == 6 < windows["num_units"]
+        assert windows["num_units_read"] == SAMPLE_UNITS < windows["num_units"]
         wanted = sum(-(-(40 + n % 30) // 5) for n in range(120))
         assert windows["margin"] > 0
         assert abs(windows["num_windows"] - wanted) <= max(2 * windows["margin"], 0.1 * wanted)

@@ -8,6 +8,8 @@ import os
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.read_units import UnitReader
+
 
 @pytest.fixture
 def motion(tools, tmp_path):
@@ -92,16 +94,14 @@ def test_a_damaged_fragment_is_named_with_the_next_step(command, tokenize, tmp_p
 
 
 def test_input_that_changes_under_the_reader_is_not_published(command, tokenize, motion, tools, tmp_path, monkeypatch):
-    import pipeline.read_units
+    raw_clips = UnitReader.raw_clips
 
-    read = pipeline.read_units.read_part
+    def read_and_touch(self, unit):
+        yield from raw_clips(self, unit)
+        if unit.parts[0].path == "clip2.npz":
+            (motion / "clip2.npz").write_bytes(tools.npz_bytes(motion=tools.tiny_motion(8, 70), fps=25))
 
-    def read_and_touch(folder, part, corpus, codec):
-        yield from read(folder, part, corpus, codec)
-        if part.path == "clip2.npz":
-            (motion / part.path).write_bytes(tools.npz_bytes(motion=tools.tiny_motion(8, 70), fps=25))
-
-    monkeypatch.setattr(pipeline.read_units, "read_part", read_and_touch)
+    monkeypatch.setattr(UnitReader, "raw_clips", read_and_touch)
     outcome = tokenize()
     assert outcome.code == 3
     assert "clip2.npz" in outcome.text

@@ -9,8 +9,7 @@ import struct
 
 import numpy as np
 import pytest
-
-from pipeline.report import build
+from matplotlib.figure import Figure
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -120,10 +119,10 @@ def test_report_command_refuses_what_does_not_belong_to_the_dataset(command, fin
 
 
 def test_a_fault_in_the_report_does_not_fail_the_run(command, finished, tmp_path, monkeypatch):
-    def fail(report):
+    def fail(*args, **options):
         raise RuntimeError("no [pictures] today")
 
-    monkeypatch.setattr(build, "draw_pictures", fail)
+    monkeypatch.setattr(Figure, "savefig", fail)
     sets = ("--set", "run.report=true")
     arguments = (finished / "motion", tmp_path / "o", "-c", finished / "good.safetensors", *sets, "--local")
     outcome = command("tokenize", *arguments)

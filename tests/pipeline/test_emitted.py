@@ -47,8 +47,8 @@ def everything(make_corpus):
     return make_corpus(emit=("latent", "flips", "decoded_prev"), flips=RULE)
 
 
-def emitter_of(model, corpus, batch_size=32, num_threads=1):
-    return WindowEmitter(model, WindowEncoder(model, batch_size=batch_size, num_threads=num_threads), corpus)
+def emitter_of(model, corpus, batch_size=32, num_threads=1, **limits):
+    return WindowEmitter(model, WindowEncoder(model, batch_size=batch_size, num_threads=num_threads), corpus, **limits)
 
 
 def taken(spans, rows):
@@ -146,10 +146,11 @@ def test_emitted_columns_depend_on_nothing_but_the_window(shared_emitter, encode
         np.testing.assert_array_equal(array, encoded[1][name][rows])
 
 
-def test_flips_do_not_depend_on_how_many_are_drawn_together(model, motion, spans, everything, encoded, monkeypatch):
-    monkeypatch.setattr("pipeline.emitted.FLIP_WINDOWS", 3)
-    _, emitted = emitter_of(model, everything).encode(motion, spans)
-    np.testing.assert_array_equal(emitted["flip_targets"], encoded[1]["flip_targets"])
+@pytest.mark.parametrize("flip_windows", [1, 3])
+def test_flips_do_not_depend_on_how_many_are_drawn_together(model, motion, spans, everything, encoded, flip_windows):
+    _, emitted = emitter_of(model, everything, flip_windows=flip_windows).encode(motion, spans)
+    for name in ("flip_targets", "flip_bits"):
+        np.testing.assert_array_equal(emitted[name], encoded[1][name])
 
 
 def test_no_window_emits_empty_columns(model, everything):

@@ -21,10 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from pipeline import request as request_module
-from pipeline import run_lease
 from pipeline.blocks import TokenBlock
-from pipeline.codec import open_codec
 from pipeline.config import Numerics
 from pipeline.execution import Executor, JobRecord
 from pipeline.job_config import TokenizeRequest, load_config
@@ -149,10 +146,10 @@ EXECUTOR = Executor(
 
 
 def tokenize(motion, output, checkpoint, name):
-    """Run one whole job; `name` travels with each of its folders."""
+    """Run one whole job; `name` travels with each of its folders. Its lease beats once: a beat would be a step."""
     config = load_config(None, [*SETTINGS, f"run.storage_options={json.dumps({'run': name})}"])
     request = TokenizeRequest((str(motion),), str(output), str(checkpoint), None, None, config)
-    return tokenize_dataset(request, EXECUTOR, JobObserver(), JobRecord(), JobControl(name, StopSwitch()))
+    return tokenize_dataset(request, EXECUTOR, JobObserver(), JobRecord(), JobControl(name, StopSwitch(), beat_s=1e6))
 
 
 def files_of(output, is_promised=True):
@@ -192,11 +189,8 @@ def place(tmp_path_factory, write_clips, tiny_codec):
     write_clips(folder / "fewer", {"clip0": clips["clip0"], "clip9": 12})
     for path in folder.rglob("*.npz"):
         os.utime(path, ns=(10**18, 10**18))  # what did not change keeps its stamp
-    codec = open_codec(str(tiny_codec))
     start = ThreadPoolExecutor.__init__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(request_module, "open_codec", lambda *_, **__: codec)
-        patch.setattr(run_lease, "BEAT_S", 1e6)
         patch.setattr(os, "fsync", lambda _: None)
         # one thread a pool: what a run does follows one order
         patch.setattr(ThreadPoolExecutor, "__init__", lambda pool, *_, **__: start(pool, 1))

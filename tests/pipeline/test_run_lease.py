@@ -9,16 +9,9 @@ import time
 
 import pytest
 
-import pipeline.run_lease
 from pipeline.errors import ActiveRunError
 from pipeline.run_lease import LEASE_PATH, RunLease, active_run, host_here, process_start, read_heartbeat
 from pipeline.storage import Folder
-
-
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr(pipeline.run_lease, "BEAT_S", 0.05)
-    monkeypatch.setattr(pipeline.run_lease, "POLL_S", 0.05)
 
 
 @pytest.fixture
@@ -28,7 +21,14 @@ def output(tmp_path):
 
 def lease(output, run_id="mine", when_active="wait", said=None):
     said = [] if said is None else said
-    return RunLease(output, run_id, when_active, on_wait=lambda other: said.append(other.run_id), on_lost=said.append)
+    return RunLease(
+        output,
+        run_id,
+        when_active,
+        on_wait=lambda other: said.append(other.run_id),
+        on_lost=said.append,
+        beat_s=0.05,
+    )
 
 
 def write_heartbeat(output, **changes):

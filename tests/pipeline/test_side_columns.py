@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import pipeline.side_columns as side_columns_module
 from pipeline.audio import decode_sound
 from pipeline.config import AudioRule, CarriedColumn, Contract, Numerics
 from pipeline.schema import clip_schema, side_fields
@@ -49,10 +48,9 @@ STARTS = np.array([0, 3, 7, 0, 2])
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 500, 1 << 30])
-def test_side_columns_cut_every_window(contract: Make, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
-    monkeypatch.setattr(side_columns_module, "_CHUNK_BYTES", chunk_bytes)
+def test_side_columns_cut_every_window(contract: Make, chunk_bytes: int) -> None:
     sounds, clips = clips_of(contract(), [300, 0, 1000])
-    columns = side_columns(clips, CLIP_OF_ROW, STARTS, contract())
+    columns = side_columns(clips, CLIP_OF_ROW, STARTS, contract(), chunk_bytes)
     fields = side_fields(contract().corpus)
     table = pa.table(columns, schema=pa.schema(fields))
     assert table.column_names == ["speaker", "prev_audio", "this_audio", "audio_rate_hz"]

@@ -190,11 +190,10 @@ def test_tokens_to_parquet_writes_plain_rows_as_before_there_were_other_columns(
     assert tokens_to_parquet(tokens, {b"k": b"v"}) == sink.getvalue()
 
 
-def test_tokens_to_parquet_makes_row_groups_smaller_where_rows_are_large(rich, monkeypatch):
+def test_tokens_to_parquet_makes_row_groups_smaller_where_rows_are_large(rich):
     contract, block = rich
-    monkeypatch.setattr("pipeline.token_store.TOKEN_ROW_GROUP_BYTES", 500)
     tokens = token_rows(block.ledger.drop_columns(["unit"]), block, slice(0, 6), block.clip_columns, contract)
-    metadata = pq.read_metadata(io.BytesIO(tokens_to_parquet(tokens, {})))
+    metadata = pq.read_metadata(io.BytesIO(tokens_to_parquet(tokens, {}, group_bytes=500)))
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [4, 2]
     columns = [metadata.row_group(0).column(n) for n in range(metadata.num_columns)]
     chunks = {column.path_in_schema: column for column in columns}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import GLOBAL_ORDER
 from pipeline.errors import IncompleteError
-from pipeline.export import shuffle
+from pipeline.export.shuffle import DEALT_PATH
 from pipeline.job_config import SplitConfig
 from pipeline.plain_loop import build_here
 from pipeline.storage import Folder
@@ -60,10 +60,8 @@ def test_shuffle_holds_each_window_once_whatever_the_tasks(
 
     spec = tools.spec(shuffle="global", windows_per_shard=target, seed=seed, splits=SPLITS)
     plain = tools.export(source, tmp_path_factory.mktemp("plain"), spec)
-    turned = replace(source, fragments=tuple(source.fragments[n] for n in order))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "TASK_BYTES", task_bytes)
-        again = tools.export(turned, tmp_path_factory.mktemp("again"), spec, run)
+    turned = replace(source, fragments=tuple(source.fragments[n] for n in order), shuffle_bytes=task_bytes)
+    again = tools.export(turned, tmp_path_factory.mktemp("again"), spec, run)
     assert again.files == plain.files
     unshuffled = tools.export(source, tmp_path_factory.mktemp("none"), tools.spec(splits=SPLITS))
     assert sorted(keys_of(plain.rows), key=repr) == sorted(keys_of(unshuffled.rows), key=repr)
@@ -92,8 +90,8 @@ def test_shuffle_makes_even_shards_of_mixed_clips(tmp_path, source, tools):
 
 def test_shuffle_leaves_nothing_aside_and_clears_what_a_killed_run_left(tmp_path, source, tools):
     output = Folder(str(tmp_path / "o"))
-    output.publish(f"{shuffle.DEALT_PATH}/000000.bin", b"of a run that was killed")
-    output.publish(f"{shuffle.DEALT_PATH}/000999.bin", b"of a run that was killed")
+    output.publish(f"{DEALT_PATH}/000000.bin", b"of a run that was killed")
+    output.publish(f"{DEALT_PATH}/000999.bin", b"of a run that was killed")
 
     def stop_before_the_end(tasks, builder):
         for number, task in enumerate(tasks):
@@ -102,11 +100,9 @@ def test_shuffle_leaves_nothing_aside_and_clears_what_a_killed_run_left(tmp_path
             yield from builder.build(task)
 
     spec = tools.spec(shuffle="global", windows_per_shard=5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "TASK_BYTES", 500)
-        with pytest.raises(KeyboardInterrupt):
-            tools.export(source, tmp_path / "o", spec, stop_before_the_end)
-    assert output.list_files(shuffle.DEALT_PATH) == []
+    with pytest.raises(KeyboardInterrupt):
+        tools.export(replace(source, shuffle_bytes=500), tmp_path / "o", spec, stop_before_the_end)
+    assert output.list_files(DEALT_PATH) == []
     assert tools.export(source, tmp_path / "o", spec).files == tools.export(source, tmp_path / "p", spec).files
 
 
@@ -123,10 +119,8 @@ def test_shuffle_finds_dealt_rows_that_are_not_its_own(tmp_path, source, tools, 
                 output.publish(path, output.read(path)[:12] if harm == "cut short" else output.read(other))
         return build_here(tasks, builder)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "TASK_BYTES", 500)
-        with pytest.raises(IncompleteError, match="run the same command again"):
-            tools.export(source, tmp_path / "o", tools.spec(shuffle="global"), run)
+    with pytest.raises(IncompleteError, match="run the same command again"):
+        tools.export(replace(source, shuffle_bytes=500), tmp_path / "o", tools.spec(shuffle="global"), run)
     assert not output.exists("dataset.json")
 
 

@@ -11,8 +11,7 @@ from pipeline.blocks import TokenBlock
 from pipeline.config import Contract, Numerics, TokenSpec
 from pipeline.errors import VerifyError
 from pipeline.plan import make_plan
-from pipeline.quality import sample as sample_module
-from pipeline.quality.sample import draw_sample
+from pipeline.quality.sample import SAMPLE_BYTES, draw_sample
 from pipeline.read_units import UnitReader
 from pipeline.storage import Folder, open_inputs
 from pipeline.token_store import TokenStore, fragment_to_bytes
@@ -74,17 +73,29 @@ def test_draw_sample_is_the_same_for_any_order_of_units(place):
     assert draw_sample(store, units, elsewhere, 20).start_frame.tolist() != one.start_frame.tolist()
 
 
-def test_draw_sample_keeps_its_bounds_and_looks_at_the_wanted_first(place, monkeypatch):
+@pytest.mark.parametrize("bound", ["units", "bytes"])
+def test_draw_sample_keeps_its_bounds_and_looks_at_the_wanted_first(place, bound):
     store, units, reader = place
-    monkeypatch.setattr(sample_module, "SAMPLE_UNITS", 1)
+    limits = {"max_units": 1} if bound == "units" else {}
+    if bound == "bytes":
+        units = [replace(unit, num_bytes=SAMPLE_BYTES) for unit in units]
     for unit in units:
-        sources = {part.source for part in unit.parts}
-        found = draw_sample(store, units, reader, 1000, first=[unit])
-        if store.read_fragment(unit.key, unit.stamp).num_rows:
-            assert set(found.sources) <= sources
-    monkeypatch.setattr(sample_module, "SAMPLE_UNITS", 99)
-    monkeypatch.setattr(sample_module, "SAMPLE_BYTES", 1)
-    assert len(set(draw_sample(store, units, reader, 1000).clip_ids)) < 9
+        num_rows = store.read_fragment(unit.key, unit.stamp).num_rows
+        found = draw_sample(store, units, reader, 1000, first=[unit], **limits)
+        assert 0 < len(set(found.clip_ids)) < 9
+        if num_rows:
+            assert len(found) == num_rows
+            assert set(found.sources) <= {part.source for part in unit.parts}
+
+
+def test_draw_sample_looks_last_at_units_beyond_the_bound_of_bytes(place):
+    store, units, reader = place
+    filled = [unit for unit in units if store.read_fragment(unit.key, unit.stamp).num_rows]
+    small, *large = filled
+    large = [replace(unit, num_bytes=SAMPLE_BYTES + 1) for unit in large]
+    found = draw_sample(store, [*large, small], reader, 1000, first=large)
+    assert set(found.sources) <= {part.source for part in small.parts}
+    assert len(draw_sample(store, large[:1], reader, 1000)) > 0
 
 
 def test_draw_sample_refuses_other_motion_under_the_same_stamp(place):

@@ -7,16 +7,19 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow campaign soak check format bench clean
+.PHONY: demo test test-slow test-all campaign soak check format bench clean
 
 demo: $(VENV)/.plain  ## make motion, tokenize it, verify the tokens
 	$(BIN)/motion-tokens demo out/demo
 
-test: $(VENV)/.dev  ## everything but the slow tests
-	$(BIN)/python -m pytest -m "not slow"
+PROCESSES ?= 2
+test: $(VENV)/.dev  ## everything but the slow tests, in PROCESSES processes
+	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --durations=10
 
-test-slow: $(VENV)/.dev  ## tests that take minutes
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/.dev  ## tests that take minutes, one after the other: some measure time or memory
+	$(BIN)/python -m pytest -m slow --durations=0 --durations-min=1
+
+test-all: test test-slow  ## both
 
 KILLS ?= 100
 campaign: $(VENV)/.dev  ## kill the job KILLS times at random and compare every byte; about an hour

@@ -10,9 +10,12 @@ with `hardware: `.
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,8 @@ if not Path("/dev/nvidiactl").exists():
 
 REQUIRE_ALL = "MOTION_TOKENS_TESTS_REQUIRE_ALL"
 HARDWARE = "hardware: "
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 """What may lie beside the checkout and is not part of it: recorded motion, KubeRay's schemas."""
 
 
@@ -70,26 +74,47 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 SHARED_BY_MANY = ("nodes", "ray_local")
-"""Fixtures that take seconds to start, so that all their tests run in one process."""
+"""Fixtures that take seconds to start and idle at a cost: all files that use one run in one process, and first."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+@cache
+def _shares(path: str) -> str:
+    """Return the fixture of SHARED_BY_MANY that a test file uses, or the file itself."""
+    text = (ROOT / path).read_text()
+    return next((name for name in SHARED_BY_MANY if re.search(rf"\bdef \w+\([^)]*\b{name}\b", text)), path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist which tests stay together: those that share a Ray, a cluster or the fixtures of a file.
+    """Sort tests so that what lasts longest starts first, and files that share a fixture follow each other."""
+    order = (*SHARED_BY_MANY, "tests/faults", "")
 
-    The groups that last longest come first, so that the processes end together.
-    """
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        group = next((name for name in SHARED_BY_MANY if name in fixtures), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=_starts_late)
+    def place(item: pytest.Item) -> int:
+        shared = _shares(_file(item.nodeid))
+        return next(n for n, begin in enumerate(order) if shared.startswith(begin))
+
+    items.sort(key=place)
 
 
-def _starts_late(item: pytest.Item) -> int:
-    """Return the place of a test's group among those that start one after the other."""
-    (group,) = (mark.args[0] for mark in item.iter_markers("xdist_group"))
-    return SHARED_BY_MANY.index(group) if group in SHARED_BY_MANY else 2 + ("faults" not in group)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return how pytest-xdist deals tests to processes: by file, files that share a fixture together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BySharedFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _shares(_file(nodeid))
+
+    return BySharedFixture(config, log)
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _end_ray_after_its_files(request: pytest.FixtureRequest) -> None:
+    """End the local Ray before the first file that does not use it."""
+    if _shares(_file(request.node.nodeid)) != "ray_local" and "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

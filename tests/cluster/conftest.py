@@ -16,7 +16,7 @@ with pytest.MonkeyPatch.context() as beside:
 COMMAND_LIMIT_S = 240
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nodes() -> Iterator[RayNodes]:
     """A head and two workers of three CPUs each."""
     cluster = RayNodes()
@@ -28,7 +28,7 @@ def nodes() -> Iterator[RayNodes]:
         cluster.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def program(nodes: RayNodes) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs `motion-tokens ARG...` as a client of the cluster and gives how it ended."""
 

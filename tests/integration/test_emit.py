@@ -79,21 +79,19 @@ def test_emitted_columns_are_those_of_the_clips_own_motion(rich, tiny_codec, too
 @pytest.mark.parametrize(
     "settings",
     [
-        ("--local", "--set", "units.files=1", "--set", "run.threads=2"),
-        ("--workers", "2", "--set", "units.files=3"),
+        ("--set", "units.files=1", "--set", "run.threads=2"),
+        ("--set", "units.files=3"),
     ],
-    ids=["one file a unit", "two actors"],
+    ids=["one file a unit", "three files a unit"],
 )
-def test_emitted_columns_do_not_depend_on_units_or_workers(
-    command, tiny_corpus, tiny_codec, rich, tmp_path, settings, ray_local
-):
-    outcome = command("tokenize", tiny_corpus, tmp_path / "o", "-c", tiny_codec, *EMIT, *settings)
+def test_emitted_columns_do_not_depend_on_units_or_threads(command, tiny_corpus, tiny_codec, rich, tmp_path, settings):
+    outcome = command("tokenize", tiny_corpus, tmp_path / "o", "-c", tiny_codec, *EMIT, *settings, "--local")
     assert outcome.code == 0, outcome.text
     assert rows_of(tmp_path / "o") == rows_of(rich)
 
 
 def test_ray_and_the_plain_loop_give_the_same_bytes(command, tiny_corpus, tiny_codec, rich, tmp_path, tools, ray_local):
-    outcome = command("tokenize", tiny_corpus, tmp_path / "o", "-c", tiny_codec, *EMIT)
+    outcome = command("tokenize", tiny_corpus, tmp_path / "o", "-c", tiny_codec, *EMIT, "--workers", 2)
     assert outcome.code == 0, outcome.text
     assert tools.tree_of(tmp_path / "o") == tools.tree_of(rich)
 

@@ -1,4 +1,4 @@
-"""Face motion, procedural and recorded, from files to verified shards and back to motion, on disk and S3."""
+"""Face motion, procedural and recorded, from files to verified shards and back to motion."""
 
 from __future__ import annotations
 
@@ -109,20 +109,3 @@ def test_arkit_takes_reach_verified_shards_and_decode(command, arkit, tmp_path):
     manifest = json.loads((tmp_path / "o" / "dataset.json").read_text())
     assert manifest["counts"]["clips"] == len(clips) in (3, 11)
     assert manifest["counts"]["frames"] == sum(map(len, clips.values())) in (4894, 20916)
-
-
-@pytest.mark.parametrize("face_motion", ["procedural"], indirect=True)
-def test_arkit_takes_go_from_s3_to_s3_with_ray(command, arkit, tools, s3, ray_local, tmp_path):
-    from s3fs import S3FileSystem
-
-    files = S3FileSystem(use_listings_cache=False, **s3.options)
-    source, codec, settings = arkit
-    motion, tokens = s3.url("real/motion"), s3.url("real/tokens")
-    for path in source.glob("*.npz"):
-        files.pipe_file(f"{motion}/{path.name}", path.read_bytes())
-    outcome = command("tokenize", motion, tokens, "-c", codec, *settings)
-    assert outcome.code == 0, outcome.text
-    assert command("verify", tokens).code == 0
-    assert command("tokenize", source, tmp_path / "local", "-c", codec, *settings, "--local").code == 0
-    files.get(tokens, str(tmp_path / "s3"), recursive=True)
-    assert tools.tree_of(tmp_path / "s3") == tools.tree_of(tmp_path / "local")

@@ -179,12 +179,6 @@ def test_ray_tells_where_units_stand(ray_local, tiny_corpus, tiny_codec, tmp_pat
     assert record.stage_seconds["wait"] > 0
 
 
-def test_a_run_on_a_ray_that_stands_counts_for_prometheus(command, ray_local, tiny_corpus, tiny_codec, tmp_path):
-    """The values are proved by tests/cluster/test_prometheus.py; here, that nothing of it disturbs a run."""
-    outcome = command("tokenize", tiny_corpus, tmp_path / "o", "-c", tiny_codec, "--max-runtime", "1h")
-    assert outcome.code == 0, outcome.text
-
-
 def test_a_port_for_metrics_does_no_harm_without_ray(command, arguments):
     assert command(*arguments, "--set", "run.metrics_port=8089").code == 0
 

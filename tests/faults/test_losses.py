@@ -63,7 +63,11 @@ def run_until_committed(corpus, output):
     command = [sys.executable, "-m", "jobs.cli", "tokenize", str(corpus / "motion"), str(output)]
     command += ["-c", str(corpus / "codec.safetensors"), "--set", "units.files=1"]
     command += ["--set", "gate=off", "--set", "run.report=false"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "RAY_health_check_period_ms": "1000",
+    }  # missed after 5 s, not 15
     process = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 60
     while not list(output.glob("_store/*/fragments/*/*.parquet")):

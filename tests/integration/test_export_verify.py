@@ -39,14 +39,12 @@ def key(row):
     return row["clip_id"], row["start_frame"], row["prev_bits"], row["this_bits"]
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize("how", [("--local",), ()], ids=["local", "ray"])
 @pytest.mark.parametrize("shuffle", ["none", "shard", "global"])
-def test_export_keeps_every_window(command, dataset, tmp_path, shuffle, executor, request):
-    if executor == "ray":
-        request.getfixturevalue("ray_local")
+def test_export_keeps_every_window(command, dataset, ray_local, tmp_path, shuffle, how):
     output = tmp_path / "o"
     sets = (f"export.shuffle={shuffle}", "export.windows_per_shard=50")
-    arguments = [part for setting in sets for part in ("--set", setting)] + ["--local"] * (executor == "local")
+    arguments = [*(part for setting in sets for part in ("--set", setting)), *how]
     outcome = command("export", dataset, output, *arguments)
     assert outcome.code == 0, outcome.text
     verified = command("verify", output)

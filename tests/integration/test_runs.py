@@ -56,6 +56,7 @@ def test_a_second_run_leaves_where_it_is_told_to(command, arguments, tmp_path):
     write_heartbeat(tmp_path / "o")
     outcome = command(*arguments, "--set", "run.when_active=leave")
     assert (outcome.code, "other" in outcome.text) == (3, True)
+    assert "run.when_active=take_over" in outcome.text
     assert command(*arguments, "--set", "run.when_active=take_over").code == 0
     assert not (tmp_path / "o" / LEASE_PATH).exists()
 

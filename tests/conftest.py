@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 
 from pipeline.config import CodecSpec, CorpusSpec, WindowRule
 
@@ -36,6 +37,8 @@ os.environ.update(
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU, statement by statement
 
+
+typer.testing._get_command = cache(typer.testing._get_command)  # every call would build all commands anew: 50 ms
 
 REQUIRE_ALL = "MOTION_TOKENS_TESTS_REQUIRE_ALL"
 HARDWARE = "hardware: "

@@ -5,7 +5,9 @@ Knows no Ray, torch or storage, and no time or place: equal datasets have equal 
 
 from __future__ import annotations
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pipeline.export.webdataset import window_bytes
 from pipeline.manifest import Manifest
@@ -18,9 +20,7 @@ def dataset_card(manifest: Manifest) -> str:
     for shard in manifest.shards.get("parquet", ()):
         parquet.setdefault(shard.split, []).append(shard)
     windows_per_sample = manifest.export.get("windows_per_sample", 1)
-    loader = PackageLoader("pipeline", "export")
-    cards = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    return cards.get_template("card.md.j2").render(
+    return _template().render(
         parquet=parquet,
         both=len(manifest.shards) > 1,
         tar_bytes=_tar_window_bytes(manifest, windows_per_sample),
@@ -47,3 +47,11 @@ def _tar_window_bytes(manifest: Manifest, windows_per_sample: int) -> int:
         return window_bytes(manifest.contract.codec, manifest.contract.corpus)
     tars = manifest.shards["webdataset"]
     return round(sum(shard.bytes for shard in tars) / sum(shard.windows for shard in tars))
+
+
+@cache
+def _template() -> Template:
+    """Return the card's template, compiled once per process."""
+    loader = PackageLoader("pipeline", "export")
+    cards = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    return cards.get_template("card.md.j2")

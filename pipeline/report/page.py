@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pipeline.manifest import Manifest
@@ -35,13 +36,9 @@ def report_page(report: Report, pictures: Mapping[str, bytes]) -> str:
     Args:
         pictures: name -> PNG, of pictures.py.
     """
-    environment = Environment(
-        loader=PackageLoader("pipeline", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters.update(number=_number, share=_share)
     manifest, decoded = report.dataset.manifest, report.decoded
     codec = manifest.contract.codec
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         manifest=manifest,
         codec=codec,
         hours=sum(part.hours for part in manifest.splits.values()),
@@ -64,6 +61,16 @@ def report_page(report: Report, pictures: Mapping[str, bytes]) -> str:
         run=report.runs[0] if report.runs else None,
         waits=who_waits(report.runs[0].get("stage_seconds", {})) if report.runs else "",
     )
+
+
+@cache
+def _template() -> Template:
+    """Return the page's template, compiled once per process."""
+    environment = Environment(
+        loader=PackageLoader("pipeline", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(number=_number, share=_share)
+    return environment.get_template("report.html.j2")
 
 
 def _status_words(manifest: Manifest) -> str:

@@ -93,10 +93,19 @@ class RayNodes:
         """The address of its job server."""
         return f"http://{self._host.address}:{self._http_port}"
 
-    @property
-    def metrics(self) -> str:
-        """Where the head answers Prometheus: for all whose driver runs there."""
-        return f"http://{self._host.address}:{self._metrics_port}/metrics"
+    def counted(self, output: Path) -> set[str]:
+        """Return the names of the metrics of an output's runs that the head answers Prometheus: of drivers there."""
+        address = f"http://{self._host.address}:{self._metrics_port}/metrics"
+        try:
+            with urllib.request.urlopen(address, timeout=5) as reply:
+                text = reply.read().decode()
+        except OSError:
+            return set()
+        return {
+            line.partition("{")[0].removeprefix("ray_motion_tokens_")
+            for line in text.splitlines()
+            if line.startswith("ray_motion_tokens_") and f'"{output}"' in line
+        }
 
     @property
     def environment(self) -> dict[str, str]:

@@ -96,38 +96,24 @@ def dashboard_queries() -> list[str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("way", [pytest.param("address", marks=pytest.mark.slow), "submit"])
-def test_a_cluster_counts_the_runs_on_it(nodes, write_job, tmp_path, way):
-    """By its own port, without a word in the configuration."""
+@pytest.mark.slow
+def test_a_cluster_counts_a_run_at_its_address(nodes, write_job, tmp_path):
+    """By its own port, without a word in the configuration. One that was submitted: test_submit.py."""
     place = write_job(tmp_path, 12, 3)
     inputs = ["tokenize", str(place / "motion"), str(place / "o"), "-c", str(place / "codec.safetensors")]
     sets = ["units.files=1", "gate=off", "run.report=false", "run.workers=1"]
     words = [*inputs, *(f"--set={item}" for item in sets)]
-    words = [*words, "--address", nodes.gcs] if way == "address" else ["submit", "--address", nodes.server, *words]
+    words += ["--address", nodes.gcs]
     with (tmp_path / "run.log").open("w") as log:
         run = subprocess.Popen(
             [sys.executable, "-m", "jobs.cli", *words], env=nodes.environment, stdout=log, stderr=subprocess.STDOUT
         )
         names = set()
         while run.poll() is None:
-            names |= counted(nodes.metrics, str(place / "o"))
+            names |= nodes.counted(place / "o")
             time.sleep(0.5)
     assert run.returncode == 0, (tmp_path / "run.log").read_text()
     assert {"windows_total", "units_total", "units_in_flight", "stage"} <= names
-
-
-def counted(address: str, output: str) -> set[str]:
-    """The metrics of an output's runs, by name."""
-    try:
-        with urllib.request.urlopen(address, timeout=5) as reply:
-            text = reply.read().decode()
-    except OSError:
-        return set()
-    return {
-        line.partition("{")[0].removeprefix("ray_motion_tokens_")
-        for line in text.splitlines()
-        if line.startswith("ray_motion_tokens_") and f'"{output}"' in line
-    }
 
 
 @pytest.mark.slow

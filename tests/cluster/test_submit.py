@@ -68,6 +68,14 @@ def promised(folder):
     return {name: path.read_bytes() for name, path in found.items() if not name.startswith(("_store/", "runs/"))}
 
 
+def start_program(nodes, words):
+    """Start `motion-tokens WORD...` as a client of the cluster; what it prints fits into its pipes."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *(str(word) for word in words)], env=nodes.environment, **pipes
+    )
+
+
 def wait_for(condition, limit_s=240):
     deadline = time.monotonic() + limit_s
     while not condition():
@@ -76,7 +84,7 @@ def wait_for(condition, limit_s=240):
 
 
 @pytest.mark.timeout(900)
-def test_submit_stops_and_resumes(nodes, program, tokenize, tmp_path):
+def test_submit_stops_and_resumes_and_counts_for_prometheus(nodes, program, tokenize, tmp_path):
     output = tmp_path / "o"
     begun = program(*tokenize(output, before=["--no-wait"]))
     assert begun.returncode == 0, begun.stderr
@@ -94,13 +102,19 @@ def test_submit_stops_and_resumes(nodes, program, tokenize, tmp_path):
     assert not (output / "runs" / "active.json").exists()  # it had the time to end by itself
 
     done = {path: path.stat().st_mtime_ns for path in output.glob("_store/*/fragments/*/*.parquet")}
-    resumed = program(*tokenize(output))
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    resumed = start_program(nodes, tokenize(output))
+    counted = set()
+    while resumed.poll() is None:
+        counted |= nodes.counted(output)
+        time.sleep(0.5)
+    printed, told = resumed.communicate()
+    assert resumed.returncode == 0, printed + told
+    assert {"windows_total", "units_total", "units_in_flight", "stage"} <= counted
     undisturbed = CliRunner().invoke(app, [str(word) for word in tokenize(tmp_path / "expected", "--local")[3:]])
     assert undisturbed.exit_code == 0, undisturbed.output
     assert promised(output) == promised(tmp_path / "expected")
-    assert f"{NUM_CLIPS} units" in resumed.stdout
-    assert "prove it" in resumed.stdout
+    assert f"{NUM_CLIPS} units" in printed
+    assert "prove it" in printed
     assert 0 < len(done) < NUM_CLIPS
     assert {path: path.stat().st_mtime_ns for path in done} == done
 

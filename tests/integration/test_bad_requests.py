@@ -223,4 +223,4 @@ def test_errors_inside_ray_reach_the_person(command, tools, tiny_codec, tmp_path
     contract.write_text(json.dumps(tree))
     assert_refused(command(*arguments), 2, "numerics.torch", "run.numerics=mixed")
     next(output.glob("_store/*/fragments/*/*")).unlink()
-    assert command(*arguments, "--set", "run.numerics=mixed").code == 0
+    assert command(*arguments, "--set", "run.numerics=mixed", "--local").code == 0

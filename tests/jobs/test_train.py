@@ -89,17 +89,17 @@ def test_train_writes_codec_curve_and_summary(motion, tmp_path):
 
 def test_train_killed_and_resumed_ends_in_the_same_bytes(motion, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    code, output = run(*command(motion, whole, steps=250))
+    code, output = run(*command(motion, whole, steps=150))
     assert code == 0, output
     arguments = [sys.executable, "-m", "jobs.cli"]
-    process = subprocess.Popen([*arguments, *command(motion, killed, steps=250)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*arguments, *command(motion, killed, steps=150)], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not (killed / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "train.json").exists(), "it was killed too late to tell anything"
-    code, output = run(*command(motion, killed, steps=250))
+    code, output = run(*command(motion, killed, steps=150))
     assert (code, "continued" in output) == (0, True), output
     for name in FIGURES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name

@@ -32,7 +32,7 @@ SPEC.loader.exec_module(weather_proxy)
 
 Weather, WeatherProxy, running = weather_proxy.Weather, weather_proxy.WeatherProxy, weather_proxy.running
 
-NUM_CLIPS = 18
+NUM_CLIPS = 12
 SEED = 9
 QUICK = RetryPolicy(waits_s=(0.01,) * 5)
 OWN_FOLDERS = ("_store", "runs", "report")

@@ -16,8 +16,8 @@ PROCESSES ?= 2
 test: $(VENV)/.dev  ## everything but the slow tests, in PROCESSES processes
 	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --durations=10
 
-test-slow: $(VENV)/.dev  ## tests that take minutes, one after the other: some measure time or memory
-	$(BIN)/python -m pytest -m slow --durations=0 --durations-min=1
+test-slow: $(VENV)/.dev  ## tests that take minutes, one after the other; SEED=word: the third of them that it chooses
+	$(BIN)/python -m pytest -m slow --durations=0 --durations-min=1 $(if $(SEED),--slow-third $(SEED))
 
 test-all: test test-slow  ## both
 

@@ -22,7 +22,11 @@ from pipeline.quarantine import DropReason
 from pipeline.windows import WindowRule, window_starts
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
+DOCUMENTS = [
+    path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    if path.is_file()
+]
 FORMATS = ROOT / "docs" / "formats.md"
 
 ANY_CODEC = CodecSpec(

@@ -1,4 +1,4 @@
-"""How long silence of a server is borne, as of one that is just starting.
+"""How long to retry a server that does not answer, such as one that is just starting.
 
 Knows clocks only.
 """
@@ -19,10 +19,10 @@ Answer = TypeVar("Answer")
 
 
 class Patience:
-    """How long silence is borne; built anew after every answer.
+    """How long to retry a server that does not answer; built anew after every answer.
 
     Args:
-        limit_s: seconds of silence that are borne.
+        limit_s: seconds to retry a server that does not answer.
     """
 
     def __init__(self, limit_s: float = SILENCE_LIMIT_S) -> None:
@@ -31,14 +31,14 @@ class Patience:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether there was no silence yet."""
+        """Whether the server has answered every time so far."""
         return self._deadline is None
 
     def bear(self, error: IncompleteError) -> None:
-        """Bear silence a while longer.
+        """Note a failed try: the first one starts the limit.
 
         Raises:
-            IncompleteError: it has lasted too long.
+            IncompleteError: the limit is over; the error itself.
         """
         now = time.monotonic()
         if self._deadline is None:
@@ -58,7 +58,7 @@ def patiently(
 
     Args:
         say: told once that there is none yet, and why.
-        limit_s: seconds of silence that are borne.
+        limit_s: seconds to retry a server that does not answer.
         poll_s: seconds between one try and the next.
 
     Raises:

@@ -145,18 +145,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def recorded_motion() -> Path:
     """Return the folder of recorded face motion beside the checkout, for tests whose subject is the recording."""
-    folder = SHARED / "data"
-    if not folder.is_dir():
-        pytest.skip("no recorded motion: expected shared/data beside the checkout, with flame106/ and arkit_iphone/")
-    return folder
+    return _beside("data", "recorded motion")
 
 
 @pytest.fixture(scope="session")
 def kuberay_schemas() -> Path:
     """Return the folder of KubeRay's schemas beside the checkout."""
-    folder = SHARED / "schemas"
+    return _beside("schemas", "schemas of KubeRay")
+
+
+def _beside(name: str, what: str) -> Path:
+    folder = SHARED / name
     if not folder.is_dir():
-        pytest.skip("no schemas of KubeRay: expected shared/schemas beside the checkout, with ray.io_rayjobs.yaml")
+        pytest.skip(f"no {what}: expected shared/{name} beside the checkout")
     return folder
 
 

@@ -148,7 +148,7 @@ class Waiting(JobObserver):
 
 @pytest.fixture
 def lost(ray_local):
-    """A hub whose tokenizers stood on nodes that are gone, the watch over it, and who is told."""
+    """Return a hub whose tokenizers were on lost nodes, the watch over it, and its observer."""
     observer = Waiting()
     hub, watch = hub_and_watch(observer, wait_for_resources_s=0.3)
     for gone in ("a", "b"):

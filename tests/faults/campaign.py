@@ -114,7 +114,10 @@ class Corpus:
         command = [sys.executable, "-m", "jobs.cli", "tokenize", place.motion, output.url]
         command += ["-c", str(self.folder / "codec.safetensors"), "--set", "units.files=1"]
         command += ["--set", "export.windows_per_shard=60", "--set", "gate=off", "--set", "run.report=false"]
-        return command + {"local": ["--local"], "ray": [], "cluster": ["--set", "run.workers=2"]}[executor]
+        return (
+            command
+            + {"local": ["--local"], "call": ["--local"], "ray": [], "cluster": ["--set", "run.workers=2"]}[executor]
+        )
 
     @cached_property
     def reference(self) -> dict[str, bytes]:
@@ -252,7 +255,7 @@ def run_trial(grounds: Grounds, harm: Harm, name: str) -> Trial:
 def _run_again(grounds: Grounds, harm: Harm, output: Folder) -> int:
     again = replace(harm, executor=harm.again)
     command = grounds.corpus.command(grounds.place(harm.place), output, again.executor)
-    if (harm.place, again.executor) == ("local", "local"):  # a call shows what a process would
+    if again.executor == "call":
         return CliRunner().invoke(app, command[3:]).exit_code
     mark = f"again-{time.monotonic_ns()}"
     process = start(command, {**grounds.environment(again), MARK: mark})

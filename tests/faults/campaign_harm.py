@@ -53,7 +53,7 @@ class Harm:
     """Fragments, then what the export writes."""
     extra_s: float
     again: str = "local"
-    """Who mends it: an executor too."""
+    """Who mends it: an executor too; or "call", the plain loop in this process, which has no limit of time."""
     outage_s: float = 0.0
     seed: int = 0
     """Chooses the victim among several."""

@@ -83,7 +83,8 @@ def _command_findings(read: typer.Context, deploy: DeployConfig) -> Iterator[str
     own = {
         "inputs": list(deploy.inputs), "output": deploy.output, "config": RUN_FILE, "checkpoint": deploy.checkpoint,
     }  # fmt: skip
-    moved = [name for name, value in own.items() if read.params[name] != value]
+    found = read.params | {"inputs": list(read.params["inputs"])}  # a tuple in some versions of Typer
+    moved = [name for name, value in own.items() if found[name] != value]
     if moved:
         yield (
             f"deploy.arguments: with them the command has other {', '.join(moved)} than deploy.inputs, deploy.output"

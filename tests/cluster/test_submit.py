@@ -119,16 +119,10 @@ def test_submit_stops_and_resumes_and_counts_for_prometheus(nodes, program, toke
     assert {path: path.stat().st_mtime_ns for path in done} == done
 
 
-def test_submit_returns_the_exit_code_of_the_command(nodes, program, corpus, tmp_path):
+def test_submit_returns_the_exit_code_of_the_command(nodes, program, tmp_path):
     missing = program("submit", "--address", nodes.server, "verify", tmp_path / "nothing")
     assert missing.returncode == 2, missing.stdout
     assert "exit code 2: the request cannot start" in missing.stderr
-    (tmp_path / "motion").mkdir()
-    (tmp_path / "motion" / "a.npz").write_bytes((corpus / "motion" / "clip00.npz").read_bytes()[:5000])
-    words = ["tokenize", tmp_path / "motion", tmp_path / "o", "-c", corpus / "codec.safetensors", *PLAIN, "--local"]
-    dropped = program("submit", "--address", nodes.server, *words)
-    assert dropped.returncode == 1, dropped.stdout
-    assert "truncated" in dropped.stdout
 
 
 @pytest.mark.slow
@@ -263,7 +257,7 @@ def test_tokenize_address_runs_on_the_cluster(nodes, program, corpus, tmp_path):
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-@pytest.mark.parametrize("of_job", [{}, {"OTHER": "1"}, {"OTHER": "1", "MIMALLOC_PURGE_DELAY": "3"}])
+@pytest.mark.parametrize("of_job", [{}, {"OTHER": "1", "MIMALLOC_PURGE_DELAY": "3"}])
 def test_workers_of_a_cluster_get_what_its_nodes_lack(nodes, of_job):
     """Beside what a job was submitted with, by whatever client."""
     environment = {name: value for name, value in nodes.environment.items() if name not in RAY_ENVIRONMENT} | of_job

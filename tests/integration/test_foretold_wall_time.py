@@ -1,8 +1,8 @@
-"""Whether a job takes what `plan --probe` foretold: on an idle machine, with as much work as lasts ten minutes there.
+"""Whether a job takes what `plan --probe` foretold: on an idle machine, with two minutes of work.
 
     python -m pytest -m slow tests/integration/test_foretold_wall_time.py -s -k ray
 
-With FORECAST_MINUTES=2 before it, a shorter one.
+With FORECAST_MINUTES=10 before it, a longer job.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bitwise_vae.config import BitwiseVAEConfig
 from jobs.bench_data import make_data
 from pipeline.storage import Folder
 
-MINUTES = float(os.environ.get("FORECAST_MINUTES", "10"))
+MINUTES = float(os.environ.get("FORECAST_MINUTES", "2"))
 PROBE_S = min(60.0, 15 * MINUTES)
 FIRST_WINDOWS, STRIDE = 400, 20
 SETTINGS = (f"window.stride={STRIDE}", "units.files=1", "gate=warn")

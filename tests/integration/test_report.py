@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -63,6 +65,35 @@ def test_report_loads_nothing_and_escapes_names(finished):
     assert "<b>short" not in page
     assert re.findall(r"""(?:src|href)=["'](?!data:|#)""", page) == []
     assert "http" not in re.sub(r"http-equiv", "", page)
+
+
+LOOK = """
+<script>addEventListener("load", () => {
+  const shown = [...document.images].map(image => [image.naturalWidth, image.clientWidth]);
+  const page = document.documentElement;
+  document.title = JSON.stringify({shown, wide: page.scrollWidth, window: innerWidth, text: page.innerText});
+})</script>
+"""
+"""Tells through the title what a browser made of a page."""
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_report_opens_in_a_browser(finished, tmp_path, width):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    page = (finished / "tokens" / "report" / "report.html").read_text()
+    policy = re.search(r"<meta http-equiv=.*>", page)[0]  # it lets no script run, ours neither
+    (tmp_path / "page.html").write_text(page.replace(policy, LOOK))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    options += [f"--window-size={width},900", "--dump-dom", f"file://{tmp_path}/page.html"]
+    found = subprocess.run([chromium, *options], capture_output=True, text=True, check=True, timeout=120).stdout
+    seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", found, re.DOTALL)[1]))
+    assert seen["window"] == width
+    assert len(seen["shown"]) == len(PICTURES)
+    assert all(natural > 300 and 0 < shown <= width for natural, shown in seen["shown"]), seen["shown"]
+    assert seen["wide"] <= width, "the page scrolls sideways"
+    assert HOSTILE[0] in seen["text"]
 
 
 def test_metrics_agree_with_the_dataset_and_the_gate(finished):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import hash64
 from pipeline.errors import ConfigError
+from pipeline.hashing import hash64
 from pipeline.loader import Batch, TokenDataset, TokenFeatures
 
 WANTED_HELD_OUT = 100

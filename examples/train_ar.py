@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bitwise_vae.checkpoint import read_checkpoint
 from bitwise_vae.model import BitwiseVAE
 from pipeline.codec import open_codec, require_same_codec
-from pipeline.config import FlipRule
+from pipeline.contract.specs import FlipRule
 from pipeline.errors import ConfigError, MotionTokensError
 from pipeline.loader import (
     Batch,

@@ -27,7 +27,7 @@ from jobs.bench_result import SPREAD, BenchRequest, BenchResult, Report, Suite
 from jobs.bench_startup import measure_startup
 from jobs.run_record import hardware, versions
 from pipeline.errors import ConfigError
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 from pipeline.storage import Folder
 
 SUITES: dict[str, Suite] = {

@@ -22,10 +22,10 @@ from jobs.session import open_session
 from pipeline.blocks import MotionBlock, TokenBlock
 from pipeline.errors import DataError
 from pipeline.execution import Executor, JobRecord, TokenizeProgress
-from pipeline.job_config import JobConfig, TokenizeRequest
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.request import Job, prepare
+from pipeline.settings.job_config import JobConfig, TokenizeRequest
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore

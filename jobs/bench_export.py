@@ -21,22 +21,24 @@ from jobs.bench_data import clip_lengths
 from jobs.bench_result import BenchRequest, BenchResult, Report
 from jobs.session import open_session
 from pipeline.blocks import RUN_LEDGER_SCHEMA, TokenBlock
-from pipeline.config import CodecSpec, Contract, Numerics, corpus_spec, digest_of, export_spec
+from pipeline.contract.resolve import corpus_spec, export_spec
+from pipeline.contract.specs import CodecSpec, Contract, Numerics
+from pipeline.contract.windows import window_starts
 from pipeline.errors import DataError
 from pipeline.execution import Executor
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
-from pipeline.job_config import JobConfig
+from pipeline.hashing import digest_of
 from pipeline.manifest import Manifest, ShardFile
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan, Unit
+from pipeline.settings.job_config import JobConfig
 from pipeline.sources.clip import Part
 from pipeline.storage import Folder
 from pipeline.token_store import CONSTANTS_PATH, TokenStore
 from pipeline.tokenizer_actor import constants_to_npz
 from pipeline.verify import verify_dataset
-from pipeline.windows import window_starts
 from pipeline.write_fragments import FragmentWriter
 
 SUITE = "export"

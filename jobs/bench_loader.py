@@ -26,9 +26,9 @@ from jobs.bench_result import BenchRequest, BenchResult, Report
 from jobs.session import open_session
 from pipeline.errors import DataError
 from pipeline.execution import JobRecord
-from pipeline.job_config import TokenizeRequest
 from pipeline.loader import Ranks, Shuffle, TokenDataset, TokenStream
 from pipeline.observer import JobObserver
+from pipeline.settings.job_config import TokenizeRequest
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
 from pipeline.tokenize_job import JobControl, tokenize_dataset

@@ -25,11 +25,11 @@ import pyarrow.parquet as pq
 
 from jobs.bench_result import BenchRequest, BenchResult, Report
 from pipeline.blocks import units_to_text
-from pipeline.config import CorpusSpec, WindowRule
+from pipeline.contract.specs import CorpusSpec, WindowRule
 from pipeline.errors import DataError
-from pipeline.job_config import UnitConfig
 from pipeline.plan import Plan, group_units, make_plan, plan_to_bytes
-from pipeline.run_config import RunConfig
+from pipeline.settings.job_config import UnitConfig
+from pipeline.settings.run_config import RunConfig
 from pipeline.sources.registry import open_readable
 from pipeline.storage import Folder
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bitwise_vae.config import BitwiseVAEConfig
-from pipeline.job_config import JobConfig
+from pipeline.settings.job_config import JobConfig
 
 SPREAD = "max - min of the runs"
 

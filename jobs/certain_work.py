@@ -6,9 +6,9 @@ Knows names of places only, and neither torch nor Ray.
 from __future__ import annotations
 
 from bitwise_vae.config import PRETRAINED
-from pipeline.job_config import TokenizeRequest
 from pipeline.manifest import is_published
 from pipeline.observer import JobObserver
+from pipeline.settings.job_config import TokenizeRequest
 from pipeline.storage import Folder, is_input_there, parent_and_name
 
 

@@ -22,10 +22,10 @@ from rich.console import Console
 
 from jobs.supervision import EXIT_INCOMPLETE, EXIT_STOPPED, is_to_supervise, run_supervised
 from pipeline.errors import ConfigError, MotionTokensError
-from pipeline.job_config import JobConfig, load_config
+from pipeline.settings.job_config import JobConfig, load_config
 
 if TYPE_CHECKING:
-    from pipeline.job_config import TokenizeRequest
+    from pipeline.settings.job_config import TokenizeRequest
     from pipeline.stopping import Stopped
 
 EXIT_WRONG_DATA, EXIT_INTERNAL = 1, 70
@@ -278,7 +278,7 @@ def tokenize_request(
     Raises:
         ConfigError: the codec's configuration is given twice.
     """
-    from pipeline.job_config import TokenizeRequest
+    from pipeline.settings.job_config import TokenizeRequest
 
     if preset and model_config:
         raise ConfigError(TWO_CONFIGURATIONS)

@@ -25,13 +25,13 @@ from pipeline.errors import InputNotFoundError, OutputMismatchError, VerifyError
 from pipeline.execution import JobRecord
 from pipeline.export.tasks import Builder, Result, Task
 from pipeline.export_job import export_datasets
-from pipeline.job_config import JobConfig, TokenizeRequest
 from pipeline.manifest import read_manifest, read_version, split_version
 from pipeline.observer import Audience
 from pipeline.plan import make_plan
 from pipeline.replay import give_free, units_to_retry, what_came_back
 from pipeline.request import prepare
 from pipeline.run_lease import RunLease
+from pipeline.settings.job_config import JobConfig, TokenizeRequest
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
 from pipeline.verify import verify_dataset

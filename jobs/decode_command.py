@@ -19,7 +19,7 @@ from pipeline.codec import open_codec
 from pipeline.dataset_rows import open_dataset, require_clips
 from pipeline.decode import ClipDecoder, DecodedClip, find_codec
 from pipeline.errors import ConfigError
-from pipeline.job_config import JobConfig
+from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder, parent_and_name, read_text, without_secrets
 
 NAME_LENGTH = 100

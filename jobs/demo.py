@@ -26,8 +26,8 @@ from jobs.speaker_timeline import FPS
 from jobs.tokenize_command import run_tokenize
 from pipeline.errors import VerifyError
 from pipeline.gate import GateResult
-from pipeline.job_config import JobConfig, TokenizeRequest
 from pipeline.manifest import Manifest
+from pipeline.settings.job_config import JobConfig, TokenizeRequest
 from pipeline.storage import Folder
 
 Motion = npt.NDArray[np.float32]

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.display import counted, size_text
-from pipeline.job_config import EMITTED
+from pipeline.settings.job_config import EMITTED
 
 if TYPE_CHECKING:  # they import torch
     from pipeline.estimate import ChoiceEstimate, JobEstimate

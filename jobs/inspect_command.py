@@ -21,15 +21,16 @@ from jobs.bit_picture import bit_picture
 from jobs.display import counted, size_text
 from jobs.inspect_motion import print_motion, print_motion_folder
 from jobs.statistics_summary import print_statistics
-from pipeline.config import CodecSpec, Contract
+from pipeline.contract.columns import token_schema
+from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
+from pipeline.contract.schema import EVERY_DATASETS_COLUMNS
+from pipeline.contract.specs import CodecSpec, Contract
 from pipeline.dataset_rows import OpenDataset, open_dataset, packed_bits, windows_of_clip
 from pipeline.errors import ConfigError, InputNotFoundError
-from pipeline.job_config import JobConfig
 from pipeline.manifest import Manifest
 from pipeline.motion_statistics import statistics_from_bytes
-from pipeline.quarantine import NEXT_STEP, DropReason
 from pipeline.recognise import Found, Kind, recognise
-from pipeline.schema import EVERY_DATASETS_COLUMNS, token_schema
+from pipeline.settings.job_config import JobConfig
 from pipeline.token_shard import TokenShard, open_token_shard
 
 WITH_WINDOWS = (Kind.DATASET, Kind.TOKEN_PARQUET, Kind.TOKEN_TAR)

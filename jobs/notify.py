@@ -17,7 +17,7 @@ from subprocess import DEVNULL
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.run_config import FROM_ENVIRONMENT, NotifyConfig
+from pipeline.settings.run_config import FROM_ENVIRONMENT, NotifyConfig
 
 
 def notify(config: NotifyConfig, outcome: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from jobs.certain_work import is_work_certain
 from jobs.display import Display
 from jobs.estimate_table import print_estimate, print_forecast, print_probe, say
 from jobs.session import open_session
-from pipeline.job_config import TokenizeRequest
+from pipeline.settings.job_config import TokenizeRequest
 from pipeline.stopping import stop_time
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from rich.table import Table
 from pipeline.dataset_rows import OpenDataset, open_dataset
 from pipeline.deep_verify import DeepRequest, prepare_deep
 from pipeline.gate import GateResult
-from pipeline.job_config import JobConfig
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.quality.certificate import Certificate, certify_sample
+from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder
 
 

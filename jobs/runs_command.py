@@ -14,8 +14,8 @@ from rich.table import Table
 
 from jobs.estimate_table import duration_text
 from pipeline.errors import InputNotFoundError
-from pipeline.job_config import JobConfig
 from pipeline.run_history import ComparedRun, compare_runs, read_runs
+from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder
 
 SLOWER, DROPPED_MORE, DRIFTED = 0.8, 2.0, 4.0

@@ -27,7 +27,7 @@ from pipeline.execution import Answer, Executor, TokenizeProgress, TokenizeStage
 from pipeline.export.tasks import Builder, Result, Task
 from pipeline.plan import Unit
 from pipeline.read_units import UnitReader
-from pipeline.run_config import RunConfig
+from pipeline.settings.run_config import RunConfig
 from pipeline.stopping import Stopped, StopSwitch
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.display import counted
+from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
 from pipeline.motion_statistics import MotionStatistics
-from pipeline.quarantine import NEXT_STEP, DropReason
 
 DIMS_SHOWN = 12
 

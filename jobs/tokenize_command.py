@@ -27,10 +27,10 @@ from jobs.run_record import RecordNotes, new_run_id, print_summary, write_run_re
 from jobs.session import are_metrics_taken, open_session, stop_signals
 from pipeline.errors import GateFailedError, MotionTokensError
 from pipeline.execution import JobRecord
-from pipeline.job_config import TokenizeRequest
 from pipeline.manifest import Manifest, read_manifest, read_staged
 from pipeline.observer import Audience, JobObserver
-from pipeline.run_config import RunConfig
+from pipeline.settings.job_config import TokenizeRequest
+from pipeline.settings.run_config import RunConfig
 from pipeline.stopping import StopSwitch, stop_time
 from pipeline.storage import Folder, read_text, without_secrets
 

@@ -25,7 +25,7 @@ from bitwise_vae.training_task import Peers, TrainingSettings, TrainingTask
 from jobs.session import ray_running
 from pipeline.codec import pick_device
 from pipeline.errors import ConfigError, IncompleteError
-from pipeline.job_config import JobConfig
+from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder, read_text
 from pipeline.train_job import CODEC, SUMMARY, TrainObserver, check_output, fit_codec
 from pipeline.training_motion import (

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.contract.drop_reasons import ClipError, DropReason
 from pipeline.errors import ConfigError
-from pipeline.quarantine import ClipError, DropReason
 from pipeline.sources.sizes import clip_bytes_fault, growth_fault
 
 Samples = npt.NDArray[np.int16]

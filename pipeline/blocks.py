@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.config import canonical_json
+from pipeline.contract.schema import LEDGER_SCHEMA
+from pipeline.hashing import canonical_json
 from pipeline.plan import Unit, unit_from_json, unit_to_json
-from pipeline.schema import LEDGER_SCHEMA
 from pipeline.token_store import table_from_ipc, table_to_ipc
 
 # A run's ledger says of each clip which of the run's units it belongs to.

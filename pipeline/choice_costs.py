@@ -17,14 +17,14 @@ from bitwise_vae.checkpoint import read_checkpoint
 from bitwise_vae.encode import CPU_BATCH_WINDOWS, WindowEncoder
 from pipeline.blocks import MotionBlock, TokenBlock
 from pipeline.codec import pick_device
-from pipeline.config import Contract, CorpusSpec, ExportSpec, FlipRule
+from pipeline.contract.columns import emitted_columns
+from pipeline.contract.specs import Contract, CorpusSpec, ExportSpec, FlipRule
 from pipeline.emitted import WindowEmitter, WindowSpans
 from pipeline.export.build import Fragment, ShardBuilder, ShardTask
 from pipeline.export.layout import Piece, ShardLayout
 from pipeline.export.parquet import shard_to_parquet
 from pipeline.export.webdataset import shard_to_tar
-from pipeline.job_config import EMITTED, Emitted
-from pipeline.schema import emitted_columns
+from pipeline.settings.job_config import EMITTED, Emitted
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore, fragment_to_bytes
 from pipeline.tokenizer_actor import spans_of

@@ -27,7 +27,7 @@ from bitwise_vae.config import PRESETS, PRETRAINED, ConfigError, values_from_jso
 from bitwise_vae.fusible import fused_kernels
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.quality_record import QualityRecord, record_from_bytes
-from pipeline.config import CodecSpec, Contract, Numerics
+from pipeline.contract.specs import CodecSpec, Contract, Numerics
 from pipeline.errors import CodecError, InputNotFoundError, OutputMismatchError
 from pipeline.storage import read_bytes, read_text, without_secrets
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.schema import EVERY_DATASETS_COLUMNS
+from pipeline.contract.schema import EVERY_DATASETS_COLUMNS
 
 
 @dataclass

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.column_counts import ColumnCounts, common_columns
+from pipeline.contract.columns import token_schema
 from pipeline.dataset_rows import BitCounts, OpenDataset, packed_bits
 from pipeline.export.build import SUFFIX
-from pipeline.schema import token_schema
 
 MAX_EXAMPLES = 20
 STARTS_SHOWN = 5

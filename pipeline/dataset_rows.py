@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.column_counts import array_of
-from pipeline.config import CodecSpec
+from pipeline.contract.schema import BITS_COLUMNS
+from pipeline.contract.specs import CodecSpec
 from pipeline.errors import InputNotFoundError, VerifyError
 from pipeline.export.publish import WINDOW_INDEX_PATH
 from pipeline.export.webdataset import table_of_tar
 from pipeline.manifest import Manifest, ShardFile, read_beside, read_manifest, read_version
-from pipeline.schema import BITS_COLUMNS
 from pipeline.storage import Folder
 
 NUM_NEAR = 3

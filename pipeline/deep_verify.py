@@ -21,7 +21,8 @@ from bitwise_vae.encode import WindowEncoder
 from pipeline.blocks import MotionBlock
 from pipeline.codec import Codec, numerics_here, open_codec, pick_device, require_same_codec
 from pipeline.column_counts import array_of
-from pipeline.config import Contract
+from pipeline.contract.columns import emitted_columns, token_schema
+from pipeline.contract.specs import Contract
 from pipeline.dataset_rows import BitCounts, OpenDataset, packed_bits
 from pipeline.emitted import Arrays, WindowEmitter, WindowSpans
 from pipeline.errors import InputNotFoundError
@@ -29,10 +30,9 @@ from pipeline.export.selection import starts_passing
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.read_units import UnitReader
 from pipeline.request import open_motion
-from pipeline.run_config import RunConfig
-from pipeline.schema import emitted_columns, token_schema
+from pipeline.settings.run_config import RunConfig
+from pipeline.settings.where import Where
 from pipeline.storage import InputRoot
-from pipeline.where import Where
 
 TOLERATED_SHARE = 1e-3
 """Share of differing bits, or of latents that differ by more than rounding, that other numerics explain."""

@@ -17,8 +17,8 @@ from bitwise_vae.bits import pack_bits_torch
 from bitwise_vae.encode import WindowEncoder
 from bitwise_vae.flips import flip_pairs
 from bitwise_vae.model import BitwiseVAE
-from pipeline.config import CorpusSpec, FlipRule
-from pipeline.flip_seeds import flip_seeds
+from pipeline.contract.flip_seeds import flip_seeds
+from pipeline.contract.specs import CorpusSpec, FlipRule
 
 FLIP_WINDOWS = 128
 """Windows whose flips are drawn together, on a GPU a batch where that is more; their number changes no bit."""

@@ -16,14 +16,15 @@ import numpy as np
 
 from pipeline.blocks import MotionBlock, count_drops
 from pipeline.choice_costs import ChoiceCost, CostSample, measure_costs
-from pipeline.config import FlipRule, hash64
+from pipeline.contract.specs import FlipRule
 from pipeline.errors import NoClipLeftError
 from pipeline.execution import Executor
-from pipeline.job_config import Emitted
+from pipeline.hashing import hash64
 from pipeline.manifest import read_manifest
 from pipeline.plan import Plan, Unit
 from pipeline.read_units import UnitReader
 from pipeline.request import Job
+from pipeline.settings.job_config import Emitted
 from pipeline.token_store import missing_units
 
 SAMPLE_UNITS, SAMPLE_BYTES = 16, 256 << 20

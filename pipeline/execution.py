@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.blocks import MotionBlock, TokenBlock, UnitAccount
 from pipeline.code_counts import add_codes
-from pipeline.config import Numerics, TokenSpec, motion_bytes_a_window, token_row_bytes
+from pipeline.contract.columns import motion_bytes_a_window, token_row_bytes
+from pipeline.contract.specs import Numerics, TokenSpec
 from pipeline.export.tasks import RunTasks
 from pipeline.flow import Flow
 from pipeline.isolation import Survives

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from pipeline.config import ExportSpec, canonical_json, default_windows_per_shard
+from pipeline.contract.resolve import default_windows_per_shard
+from pipeline.contract.specs import ExportSpec
 from pipeline.errors import ConfigError, OutputMismatchError
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
@@ -21,11 +22,12 @@ from pipeline.export.reuse import StandingShards
 from pipeline.export.selection import check_columns
 from pipeline.export.splits import listed_splits
 from pipeline.export.tasks import RunTasks
-from pipeline.job_config import JobConfig, SplitConfig
+from pipeline.hashing import canonical_json
 from pipeline.manifest import Manifest, joined_status, read_beside, read_manifest, shared_gate
 from pipeline.observer import JobObserver
 from pipeline.read_units import ClipFilter
 from pipeline.run_lease import RunLease
+from pipeline.settings.job_config import JobConfig, SplitConfig
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
 

@@ -19,7 +19,6 @@ from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.quality_record import QualityRecord, sample_digest
 from pipeline.codec import Codec, pick_device
 from pipeline.errors import GateFailedError, OutputMismatchError
-from pipeline.job_config import JobConfig
 from pipeline.manifest import GateRecord, Manifest, Status, read_manifest
 from pipeline.plan import Plan, Unit
 from pipeline.quality.certificate import certify_sample
@@ -27,6 +26,7 @@ from pipeline.quality.decoding import Float32s, GroupFigures, SampleFigures, dec
 from pipeline.quality.sample import WindowSample, draw_sample
 from pipeline.read_units import UnitReader
 from pipeline.request import Job
+from pipeline.settings.job_config import JobConfig
 
 GATE_WINDOWS = 64
 MEAN_LIMIT, GROUP_LIMIT = 0.7, 0.9

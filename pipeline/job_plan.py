@@ -13,12 +13,12 @@ from pipeline.estimate import JobEstimate, estimate_job
 from pipeline.execution import Executor
 from pipeline.forecast import AroundSeconds, DeadlineForecast, Forecast, Room, forecast_deadline, forecast_job
 from pipeline.gate import rehearse
-from pipeline.job_config import TokenizeRequest
 from pipeline.listing_problems import listing_problems
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan, make_plan
 from pipeline.probe import ProbeFigures, probe_units
 from pipeline.request import Job, prepare
+from pipeline.settings.job_config import TokenizeRequest
 from pipeline.token_store import missing_units
 
 REPORT_S = 5.0

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.config import Contract
+from pipeline.contract.schema import SCHEMA_VERSION
+from pipeline.contract.specs import Contract
 from pipeline.errors import OutputMismatchError, VerifyError
-from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage import Folder
 
 MANIFEST_PATH = "dataset.json"

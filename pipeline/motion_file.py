@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import CodecSpec, corpus_spec
-from pipeline.job_config import JobConfig
-from pipeline.quarantine import ClipError, ClipProblem
+from pipeline.contract.drop_reasons import ClipError, ClipProblem
+from pipeline.contract.resolve import codec_to_be, corpus_spec
+from pipeline.settings.job_config import JobConfig
 from pipeline.sources.arrays import HEADER_FAULTS, HEADER_READERS, ZIP_FAULTS
 from pipeline.sources.clip import MeasurableClip, clip_to_measure
 from pipeline.sources.registry import cut_file, format_of, read_part
@@ -52,21 +52,6 @@ class MotionGlimpse:
     problems: list[ClipProblem] = field(default_factory=list)
     """The first few."""
     is_whole: bool = True
-
-
-def codec_to_be(config: JobConfig, fps: float | None = None) -> CodecSpec:
-    """Return a codec of which nothing is known but the rate: readers of motion ask for one."""
-    return CodecSpec(
-        weights="",
-        statistics="",
-        motion_dim=config.input.motion_dim or 0,
-        code_dim=8,
-        patch_nums=(1,),
-        hidden_dim=1,
-        depth=1,
-        num_heads=1,
-        fps=fps or 1.0,
-    )
 
 
 def glimpse_of(folder: Folder, file: StoredFile, config: JobConfig) -> MotionGlimpse:

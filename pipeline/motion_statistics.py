@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.config import CorpusSpec, canonical_json
+from pipeline.contract.specs import CorpusSpec
 from pipeline.errors import InputFormatError
+from pipeline.hashing import canonical_json
 from pipeline.moments import histogram_edges
 from pipeline.unit_statistics import NO_RATE, ClipTally, hours_of, next_length_bin
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import CorpusSpec, canonical_json, digest_of
-from pipeline.schema import PLAN_SCHEMA
+from pipeline.contract.schema import PLAN_SCHEMA
+from pipeline.contract.specs import CorpusSpec
+from pipeline.hashing import canonical_json, digest_of
 from pipeline.sources.clip import Part
 from pipeline.sources.registry import cut_file, format_of
 from pipeline.storage import InputRoot, StoredFile

@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.blocks import RUN_LEDGER_SCHEMA, MotionBlock
-from pipeline.config import TokenSpec, digest_of
+from pipeline.contract.columns import clip_schema
+from pipeline.contract.drop_reasons import ClipProblem, DropReason
+from pipeline.contract.specs import TokenSpec
+from pipeline.contract.windows import window_starts
 from pipeline.errors import StorageError
-from pipeline.job_config import ClipList
+from pipeline.hashing import digest_of
 from pipeline.plan import Unit, listed_of
-from pipeline.quarantine import ClipProblem, DropReason
-from pipeline.schema import clip_schema
+from pipeline.settings.job_config import ClipList
 from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
 from pipeline.sources.plausible import Statistics, check_plausible
 from pipeline.sources.registry import read_part
 from pipeline.storage import Folder, read_text
-from pipeline.windows import window_starts
 
 
 @dataclass(frozen=True)

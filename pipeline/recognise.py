@@ -17,10 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.contract.schema import CONTRACT_KEY
 from pipeline.errors import InputFormatError, InputNotFoundError
 from pipeline.manifest import MANIFEST_PATH
 from pipeline.motion_statistics import STATISTICS_KIND
-from pipeline.schema import CONTRACT_KEY
 from pipeline.sources.registry import SUFFIXES, format_by_suffix
 from pipeline.storage import Folder, parent_and_name, without_secrets
 

@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.codec import Codec, open_codec
-from pipeline.config import Contract, ExportSpec, corpus_spec, export_spec
+from pipeline.contract.resolve import corpus_spec, export_spec
+from pipeline.contract.specs import Contract, ExportSpec
 from pipeline.errors import ConfigError, InputNotFoundError, OutputMismatchError
 from pipeline.execution import Executor
 from pipeline.export.selection import check_columns
 from pipeline.export.splits import listed_splits
-from pipeline.job_config import JobConfig, TokenizeRequest
 from pipeline.manifest import read_manifest
 from pipeline.observer import JobObserver
 from pipeline.read_units import ClipFilter
+from pipeline.settings.job_config import JobConfig, TokenizeRequest
 from pipeline.sources.fields import carried_kinds
 from pipeline.sources.registry import open_readable
 from pipeline.storage import Folder, InputRoot, with_checksums

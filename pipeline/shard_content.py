@@ -14,13 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config import Contract, canonical_json, hash64
+from pipeline.contract.columns import token_schema
+from pipeline.contract.schema import CONTRACT_KEY
+from pipeline.contract.specs import Contract
+from pipeline.contract.windows import valid_frames
 from pipeline.errors import VerifyError
 from pipeline.export.layout import mixed_hash
 from pipeline.export.webdataset import table_of_tar
+from pipeline.hashing import canonical_json, hash64
 from pipeline.manifest import ShardFile
-from pipeline.schema import CONTRACT_KEY, token_schema
-from pipeline.windows import valid_frames
 
 
 @dataclass(frozen=True)

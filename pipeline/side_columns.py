@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.audio import Samples, cut_samples, flac_bytes, window_samples
-from pipeline.config import Contract
-from pipeline.schema import AUDIO_ARRAYS, side_fields
+from pipeline.contract.columns import side_fields
+from pipeline.contract.schema import AUDIO_ARRAYS
+from pipeline.contract.specs import Contract
 
 CHUNK_BYTES = 1 << 30
 """Of a binary column; Arrow's have 2 GiB at most."""

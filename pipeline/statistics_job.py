@@ -11,18 +11,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from pipeline.config import CorpusSpec, TokenSpec, corpus_spec
+from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
+from pipeline.contract.resolve import codec_to_be, corpus_spec
+from pipeline.contract.specs import CorpusSpec, TokenSpec
 from pipeline.drop_limit import check_dropped
 from pipeline.errors import ConfigError, IncompleteError, NoClipLeftError
 from pipeline.execution import Executor
 from pipeline.isolation import find_crashing
-from pipeline.job_config import JobConfig
-from pipeline.motion_file import codec_to_be
 from pipeline.motion_statistics import MotionStatistics, input_settings, statistics_of
 from pipeline.plan import Plan, group_units, make_plan
-from pipeline.quarantine import NEXT_STEP, DropReason
 from pipeline.read_units import ClipFilter, UnitReader
-from pipeline.run_config import RunConfig
+from pipeline.settings.job_config import JobConfig
+from pipeline.settings.run_config import RunConfig
 from pipeline.sources.registry import open_readable
 from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
 

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from bitwise_vae.config import PRESETS
-from pipeline.config import CodecSpec, Contract
+from pipeline.contract.drop_reasons import ClipError
+from pipeline.contract.schema import CONTRACT_KEY, LEDGER_KEY
+from pipeline.contract.specs import CodecSpec, Contract
 from pipeline.errors import InputFormatError, OutputMismatchError, VerifyError
 from pipeline.export.webdataset import table_of_tar
 from pipeline.manifest import read_manifest
-from pipeline.quarantine import ClipError
 from pipeline.recognise import Found, Kind
-from pipeline.schema import CONTRACT_KEY, LEDGER_KEY
 from pipeline.sources.arrays import array_from_npy
 from pipeline.storage import parent_and_name
 

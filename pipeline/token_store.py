@@ -16,10 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config import Contract, canonical_json
-from pipeline.errors import IncompleteError, MotionTokensError, OutputMismatchError, VerifyError
-from pipeline.plan import Plan, Unit, plan_from_bytes, plan_to_bytes
-from pipeline.schema import (
+from pipeline.contract.schema import (
     BITS_COLUMNS,
     CONTRACT_KEY,
     LEDGER_KEY,
@@ -27,6 +24,10 @@ from pipeline.schema import (
     TOKEN_ROW_GROUP_BYTES,
     TOKEN_ROW_GROUP_ROWS,
 )
+from pipeline.contract.specs import Contract
+from pipeline.errors import IncompleteError, MotionTokensError, OutputMismatchError, VerifyError
+from pipeline.hashing import canonical_json
+from pipeline.plan import Plan, Unit, plan_from_bytes, plan_to_bytes
 from pipeline.storage import Folder
 
 LISTING_THREADS = 32

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from pipeline.config import motion_bytes_a_window
+from pipeline.contract.columns import motion_bytes_a_window
 from pipeline.drop_limit import TooManyDroppedError, check_dropped
 from pipeline.errors import IncompleteError, NoClipLeftError, OutputMismatchError
 from pipeline.execution import WRITER_CPUS, Executor, JobRecord, TokenizeProgress, TokenizeStages, num_writers
@@ -20,13 +20,13 @@ from pipeline.export.publish import publish_dataset, remove_outdated, stage_data
 from pipeline.export.reuse import StandingShards
 from pipeline.gate import GateResult, is_judged, judge
 from pipeline.isolation import find_crashing
-from pipeline.job_config import TokenizeRequest
 from pipeline.manifest import STAGED_PATH, Manifest, OtherFile, is_published, read_manifest, version_path
 from pipeline.observer import JobObserver
 from pipeline.plan import Plan, Unit, group_units, make_plan
 from pipeline.read_units import ClipFilter, UnitReader
 from pipeline.request import Job, check_output, prepare
 from pipeline.run_lease import BEAT_S, RunLease
+from pipeline.settings.job_config import TokenizeRequest
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
 from pipeline.token_store import missing_units

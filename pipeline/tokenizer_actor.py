@@ -21,7 +21,7 @@ from bitwise_vae.encode import WindowEncoder
 from bitwise_vae.fusible import KernelError
 from pipeline.blocks import MotionBlock, TokenBlock
 from pipeline.codec import numerics_here, pick_device
-from pipeline.config import Contract
+from pipeline.contract.specs import Contract
 from pipeline.emitted import WindowEmitter, WindowSpans
 from pipeline.errors import IncompleteError, OutputMismatchError
 from pipeline.time_account import WorkClock

@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bitwise_vae.motion_clips import Motion, MotionClips, MotionStatistics, TrainingDataError
-from pipeline.config import CodecSpec, TokenSpec, corpus_spec, hash64
+from pipeline.contract.drop_reasons import NEXT_STEP, ClipProblem, DropReason
+from pipeline.contract.resolve import codec_to_be, corpus_spec
+from pipeline.contract.specs import CodecSpec, TokenSpec
 from pipeline.drop_limit import check_dropped
 from pipeline.errors import ConfigError, DataError, NoClipLeftError
-from pipeline.job_config import JobConfig
-from pipeline.motion_file import codec_to_be
+from pipeline.hashing import hash64
 from pipeline.motion_statistics import statistics_from_bytes
 from pipeline.plan import Unit, make_plan
-from pipeline.quarantine import NEXT_STEP, ClipProblem, DropReason
 from pipeline.read_units import ClipFilter, UnitReader
+from pipeline.settings.job_config import JobConfig
 from pipeline.sources.clip import PreparedClip, clip_to_measure, prepare_clip
 from pipeline.sources.plausible import Statistics, check_plausible
 from pipeline.sources.registry import open_readable

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.config import canonical_json
+from pipeline.contract.drop_reasons import ClipProblem, DropReason
+from pipeline.hashing import canonical_json
 from pipeline.moments import MOMENT_FIELDS, Moments, merged, moments_of, no_moments
 from pipeline.plan import Unit
-from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.read_units import UnitReader
 from pipeline.sources.clip import MeasurableClip, clip_to_measure, motion_digest
 from pipeline.sources.plausible import frozen_run

@@ -17,19 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config import digest_of
+from pipeline.contract.drop_reasons import DropReason
+from pipeline.contract.windows import window_starts
 from pipeline.errors import IncompleteError, OutputMismatchError, VerifyError
 from pipeline.export.index import count_clips
 from pipeline.export.publish import ALWAYS_WRITTEN, WINDOW_INDEX_PATH
 from pipeline.export.selection import starts_passing
+from pipeline.hashing import digest_of
 from pipeline.manifest import Manifest, OtherFile, ShardFile, read_manifest, version_path
 from pipeline.plan import units_digest
-from pipeline.quarantine import DropReason
+from pipeline.settings.where import Where
 from pipeline.shard_content import ShardContent, content_of_parquet, content_of_tar, window_sum
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
-from pipeline.where import Where
-from pipeline.windows import window_starts
 
 MAX_FINDINGS = 100
 VERIFY_THREADS = 4

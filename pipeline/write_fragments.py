@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from pipeline.blocks import TokenBlock, UnitAccount, count_drops
 from pipeline.code_counts import count_codes
-from pipeline.config import Contract
-from pipeline.schema import array_columns, token_schema
+from pipeline.contract.columns import array_columns, token_schema
+from pipeline.contract.specs import Contract
+from pipeline.contract.windows import valid_frames
 from pipeline.side_columns import audio_account, side_columns
 from pipeline.token_store import TokenStore, fragment_to_bytes
-from pipeline.windows import valid_frames
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import typer.testing
 
-from pipeline.config import CodecSpec, CorpusSpec, WindowRule
+from pipeline.contract.specs import CodecSpec, CorpusSpec, WindowRule
 
 with pytest.MonkeyPatch.context() as beside:
     beside.syspath_prepend(str(Path(__file__).parent / "faults"))

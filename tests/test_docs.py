@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
-from pipeline import schema
-from pipeline.config import CodecSpec, TokenSpec, corpus_spec, export_spec
-from pipeline.job_config import JobConfig, all_keys, load_config
+from pipeline.contract import schema
+from pipeline.contract.drop_reasons import DropReason
+from pipeline.contract.resolve import corpus_spec, export_spec
+from pipeline.contract.specs import CodecSpec, TokenSpec
+from pipeline.contract.windows import WindowRule, window_starts
 from pipeline.manifest import Manifest
-from pipeline.quarantine import DropReason
-from pipeline.windows import WindowRule, window_starts
+from pipeline.settings.job_config import JobConfig, all_keys, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [

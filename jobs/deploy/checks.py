@@ -13,10 +13,10 @@ from jobs.deploy.clock import clock_findings, longest_s
 from jobs.deploy.credentials import credential_findings
 from jobs.deploy.grace import grace_findings
 from jobs.deploy.job_command import request_findings
-from pipeline.deploy_config import DeployConfig, GroupConfig, PodConfig, num_bytes
 from pipeline.errors import ConfigError
-from pipeline.job_config import JobConfig
-from pipeline.run_config import RunConfig
+from pipeline.settings.deploy_config import DeployConfig, GroupConfig, PodConfig, num_bytes
+from pipeline.settings.job_config import JobConfig
+from pipeline.settings.run_config import RunConfig
 
 MIB, GIB = 1 << 20, 1 << 30
 READS_PER_CPU = 2  # a read task reserves half a CPU

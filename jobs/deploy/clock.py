@@ -14,9 +14,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 
 from jobs.deploy.grace import drain_s
-from pipeline.deploy_config import DeployConfig
 from pipeline.errors import ConfigError
-from pipeline.job_config import JobConfig
+from pipeline.settings.deploy_config import DeployConfig
+from pipeline.settings.job_config import JobConfig
 from pipeline.stopping import seconds_of, time_left
 
 TICKS = 400

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.deploy_config import DeployConfig
-from pipeline.job_config import JobConfig
-from pipeline.run_config import FROM_ENVIRONMENT
+from pipeline.settings.deploy_config import DeployConfig
+from pipeline.settings.job_config import JobConfig
+from pipeline.settings.run_config import FROM_ENVIRONMENT
 from pipeline.storage import without_secrets
 
 _HIDDEN = re.compile(r"(?<!kms)(?<!kms_)key|secret|token|password|credential|auth|signature|connection_string", re.I)

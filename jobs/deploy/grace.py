@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator
 
 from jobs.session import END_LIMIT_S
-from pipeline.deploy_config import DeployConfig
-from pipeline.job_config import JobConfig
+from pipeline.settings.deploy_config import DeployConfig
+from pipeline.settings.job_config import JobConfig
 
 STOP_MARGIN_S = 5.0
 HOOK_S = 10.0

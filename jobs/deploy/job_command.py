@@ -14,8 +14,8 @@ import typer
 from bitwise_vae.config import PRESETS, PRETRAINED
 from jobs.cli import TWO_CONFIGURATIONS
 from jobs.submit_cli import check_command
-from pipeline.deploy_config import DeployConfig
-from pipeline.job_config import JobConfig, all_keys
+from pipeline.settings.deploy_config import DeployConfig
+from pipeline.settings.job_config import JobConfig, all_keys
 from pipeline.storage import without_secrets
 
 NAME = "motion-tokens"

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Contract
+from pipeline.contract.columns import token_schema
+from pipeline.contract.schema import TOKEN_ROW_GROUP_ROWS
+from pipeline.contract.specs import Contract
 from pipeline.export.layout import ShardLayout, shuffled_order
 from pipeline.export.parquet import shard_to_parquet
 from pipeline.export.webdataset import shard_to_tar
 from pipeline.manifest import ShardFile
-from pipeline.schema import TOKEN_ROW_GROUP_ROWS, token_schema
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore
 

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import CorpusSpec
+from pipeline.contract.drop_reasons import DropReason
+from pipeline.contract.schema import LEDGER_SCHEMA
+from pipeline.contract.specs import CorpusSpec
 from pipeline.errors import DataError
-from pipeline.quarantine import DropReason
-from pipeline.schema import LEDGER_SCHEMA
 
 CLIPS_AT_ONCE = 4096
 """Clips that stand as Python's objects at once."""

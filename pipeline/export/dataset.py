@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.blocks import count_drops
-from pipeline.config import Contract, ExportSpec, digest_of
+from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
+from pipeline.contract.specs import Contract, ExportSpec
 from pipeline.drop_limit import check_dropped
 from pipeline.errors import NoClipLeftError
 from pipeline.export.build import Fragment, ShardBuilder
@@ -30,10 +31,10 @@ from pipeline.export.shards import ClipsToExport, build_shards
 from pipeline.export.shuffle import TASK_BYTES
 from pipeline.export.splits import assign_splits
 from pipeline.export.tasks import RunTasks
+from pipeline.hashing import digest_of
 from pipeline.manifest import GateRecord, Manifest, OtherFile, ShardFile, Status, shards_txt
 from pipeline.observer import JobObserver
 from pipeline.plan import units_digest
-from pipeline.quarantine import NEXT_STEP, DropReason
 from pipeline.read_units import ClipFilter
 from pipeline.storage import Folder
 from pipeline.token_store import CONSTANTS_PATH, TokenStore

@@ -12,9 +12,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ExportSpec, digest_of, hash64
+from pipeline.contract.specs import ExportSpec
 from pipeline.export.clips import ClipTable
 from pipeline.export.splits import Splits
+from pipeline.hashing import digest_of, hash64
 
 Intervals = NDArray[np.int64]
 

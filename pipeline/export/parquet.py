@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from pipeline.config import Contract, canonical_json
-from pipeline.schema import CONTRACT_KEY, TOKEN_ROW_GROUP_ROWS
+from pipeline.contract.schema import CONTRACT_KEY, TOKEN_ROW_GROUP_ROWS
+from pipeline.contract.specs import Contract
+from pipeline.hashing import canonical_json
 from pipeline.token_store import tokens_to_parquet
 
 

@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import hash64
 from pipeline.export.layout import mixed_hash
+from pipeline.hashing import hash64
 
 Int64s = NDArray[np.int64]
 

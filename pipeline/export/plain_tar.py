@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 import pyarrow.json
 
-from pipeline.config import CodecSpec, CorpusSpec
+from pipeline.contract.columns import ArrayColumn, array_columns, token_schema
+from pipeline.contract.specs import CodecSpec, CorpusSpec
 from pipeline.export.tar_members import Members, plain_members
-from pipeline.schema import ArrayColumn, array_columns, token_schema
 
 
 def plain_table(

@@ -13,9 +13,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.config import Contract, canonical_json, digest_of
+from pipeline.contract.specs import Contract
 from pipeline.export.build import ShardResult, ShardTask
 from pipeline.export.clips import ClipTable
+from pipeline.hashing import canonical_json, digest_of
 from pipeline.manifest import ShardFile, read_manifest
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore

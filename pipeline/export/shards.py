@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from pipeline.config import ExportSpec
+from pipeline.contract.specs import ExportSpec
 from pipeline.export.build import Fragment, Renames, ShardBuilder, ShardResult, ShardTask
 from pipeline.export.clips import ClipTable
 from pipeline.export.layout import ShardLayout, lay_out_shards

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import ExportSpec, digest_of
+from pipeline.contract.specs import ExportSpec
 from pipeline.errors import IncompleteError
 from pipeline.export.build import Fragment, Renames, ShardBuilder, ShardResult, plain_rows, select_rows
 from pipeline.export.clips import ClipTable
@@ -26,6 +26,7 @@ from pipeline.export.layout import pieces_of_units
 from pipeline.export.permutation import Permutation
 from pipeline.export.splits import Splits
 from pipeline.export.tasks import RunTasks
+from pipeline.hashing import digest_of
 from pipeline.storage import Folder
 
 Int64s = NDArray[np.int64]

@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import ExportSpec, digest_of, hash64
+from pipeline.contract.specs import ExportSpec
 from pipeline.errors import ConfigError
 from pipeline.export.clips import ClipTable, texts_of
-from pipeline.job_config import SplitConfig, check_split_name
+from pipeline.hashing import digest_of, hash64
+from pipeline.settings.job_config import SplitConfig, check_split_name
 from pipeline.storage import read_text
 
 UNLISTED = "unlisted"

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import CodecSpec, CorpusSpec, canonical_json
+from pipeline.contract.columns import ArrayColumn, array_columns, token_schema
+from pipeline.contract.schema import AUDIO_ARRAYS, WINDOW_NUMBERS
+from pipeline.contract.specs import CodecSpec, CorpusSpec
 from pipeline.errors import VerifyError
 from pipeline.export.plain_tar import plain_table
 from pipeline.export.tar_members import BLOCK, ArrayMembers, Bytes, members_of, tar_of
-from pipeline.schema import AUDIO_ARRAYS, WINDOW_NUMBERS, ArrayColumn, array_columns, token_schema
+from pipeline.hashing import canonical_json
 
 NAME_LENGTH = 64
 """Characters of a clip id that stand in a key; the hash behind them tells longer ones apart."""

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.schema import WINDOW_INDEX_SCHEMA
+from pipeline.contract.schema import WINDOW_INDEX_SCHEMA
 from pipeline.storage import Scratch
 from pipeline.token_store import table_from_ipc, table_to_ipc
 

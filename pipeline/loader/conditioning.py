@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import CodecSpec, hash64
+from pipeline.contract.specs import CodecSpec
 from pipeline.errors import ConfigError, VerifyError
+from pipeline.hashing import hash64
 from pipeline.loader.batches import Batch
 from pipeline.manifest import Manifest, read_beside
 from pipeline.storage import Folder

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pipeline.config import CodecSpec, Contract
+from pipeline.contract.specs import CodecSpec, Contract
 from pipeline.errors import ConfigError, InputNotFoundError
 from pipeline.loader.batches import Batch, batch_of_columns, sample_of
 from pipeline.loader.clip_windows import ClipWindows
 from pipeline.loader.opening import open_published, require_codec, shards_of_split
 from pipeline.loader.row_groups import Reading, RowGroups
-from pipeline.where import Where
+from pipeline.settings.where import Where
 
 IntArray = NDArray[np.int64]
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from bitwise_vae.bits import unpack_bits_torch
 from bitwise_vae.flips import flip_pairs
 from bitwise_vae.quantizer import MultiScaleQuantizer
-from pipeline.config import CodecSpec, FlipRule
+from pipeline.contract.flip_seeds import flip_seeds
+from pipeline.contract.specs import CodecSpec, FlipRule
 from pipeline.errors import ConfigError
-from pipeline.flip_seeds import flip_seeds
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import CodecSpec, Contract, canonical_json
+from pipeline.contract.specs import CodecSpec, Contract
 from pipeline.errors import ContractMismatchError, InputNotFoundError, OutputMismatchError
+from pipeline.hashing import canonical_json
 from pipeline.manifest import Manifest, read_manifest, read_version, split_version
 from pipeline.storage import Folder
 

@@ -13,9 +13,9 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import hash64
 from pipeline.errors import ConfigError
 from pipeline.export.layout import mixed_hash
+from pipeline.hashing import hash64
 
 IntArray = NDArray[np.int64]
 Even = Literal["pad", "drop", "exact"]

@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.config import Contract, canonical_json
+from pipeline.contract.columns import array_columns
+from pipeline.contract.schema import CONTRACT_KEY, RESERVED_COLUMNS
+from pipeline.contract.specs import Contract
 from pipeline.errors import ConfigError, VerifyError
+from pipeline.hashing import canonical_json
 from pipeline.manifest import ShardFile
-from pipeline.schema import CONTRACT_KEY, RESERVED_COLUMNS, array_columns
 from pipeline.storage import Folder, StoredFile
 
 Check = Literal["auto", "size", "sha256"]

@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.config import digest_of, hash64
+from pipeline.contract.schema import AUDIO_ARRAYS
 from pipeline.errors import ConfigError, StreamStateError
 from pipeline.export.layout import mixed_hash
+from pipeline.hashing import digest_of, hash64
 from pipeline.loader.batches import Batch, merged
 from pipeline.loader.dataset import TokenDataset
 from pipeline.loader.opening import require_codec
 from pipeline.loader.order import DatasetOrder, Even, Mixture, Steps
-from pipeline.schema import AUDIO_ARRAYS
 
 IntArray = NDArray[np.int64]
 State = dict[str, Any]

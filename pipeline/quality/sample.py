@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.blocks import MotionBlock
-from pipeline.config import CodecSpec, hash64
+from pipeline.contract.drop_reasons import DropReason
+from pipeline.contract.specs import CodecSpec
 from pipeline.dataset_rows import packed_bits
 from pipeline.errors import VerifyError
+from pipeline.hashing import hash64
 from pipeline.plan import Unit
-from pipeline.quarantine import DropReason
 from pipeline.read_units import UnitReader
 from pipeline.token_store import TokenStore
 

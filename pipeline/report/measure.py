@@ -20,12 +20,13 @@ from bitwise_vae.checkpoint import read_checkpoint
 from bitwise_vae.metrics import CodeFigures, CodeStatistics
 from bitwise_vae.model import BitwiseVAE
 from pipeline.codec import pick_device
-from pipeline.config import Contract, hash64
+from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
+from pipeline.contract.specs import Contract
 from pipeline.dataset_rows import OpenDataset, packed_bits
+from pipeline.hashing import hash64
 from pipeline.quality.certificate import Certificate, certify_sample
 from pipeline.quality.decoding import Float32s, SampleFigures, decode_sample, measure_sample
 from pipeline.quality.sample import WindowSample
-from pipeline.quarantine import NEXT_STEP, DropReason
 from pipeline.run_history import read_runs
 
 REPORT_WINDOWS, SCALE_WINDOWS, CERTIFIED_WINDOWS = 64, 8, 8

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import CorpusSpec
-from pipeline.quarantine import ClipError, ClipProblem, DropReason
+from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
+from pipeline.contract.specs import CorpusSpec
 from pipeline.sources.clip import ClipFields, Part, RawClip, clip_fields, fps_field, raw_clip
 from pipeline.sources.sizes import MAX_CLIP_BYTES, clip_bytes_fault, growth_fault
 from pipeline.sources.stored_audio import StoredAudio

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.audio import ClipAudio, seconds_beyond_motion
-from pipeline.carried import as_kind, kind_of_value
-from pipeline.config import AudioRule, CarriedColumn, CodecSpec, CorpusSpec
-from pipeline.quarantine import ClipError, ClipProblem, DropReason
+from pipeline.contract.carried import as_kind, kind_of_value
+from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
+from pipeline.contract.specs import AudioRule, CarriedColumn, CodecSpec, CorpusSpec
 from pipeline.sources.sizes import growth_fault
 
 MAX_CLIP_ID_CHARS = 1024

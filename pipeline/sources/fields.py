@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.audio import require_soundfile
-from pipeline.carried import fields_to_carry, kind_of_type, kind_of_value
+from pipeline.contract.carried import fields_to_carry, kind_of_type, kind_of_value
+from pipeline.contract.drop_reasons import ClipError
+from pipeline.contract.schema import CarriedKind
 from pipeline.errors import ConfigError
-from pipeline.job_config import InputConfig
-from pipeline.quarantine import ClipError
-from pipeline.schema import CarriedKind
+from pipeline.settings.job_config import InputConfig
 from pipeline.sources.arrays import ZIP_FAULTS, array_from_npy, empty_like_npy
 from pipeline.sources.clip import Part
 from pipeline.sources.registry import format_of

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pipeline.config import CorpusSpec
+from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
+from pipeline.contract.specs import CorpusSpec
 from pipeline.errors import InputFormatError
-from pipeline.quarantine import ClipError, ClipProblem, DropReason
 from pipeline.sources.arrays import clip_of_npz
 from pipeline.sources.clip import Part, RawClip, raw_clip
 from pipeline.sources.sizes import clip_bytes_fault

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config import CodecSpec, CorpusSpec
-from pipeline.quarantine import ClipError, ClipProblem, DropReason
+from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
+from pipeline.contract.specs import CodecSpec, CorpusSpec
 from pipeline.sources.clip import ClipFields, Part, RawClip, fps_field, raw_clip
 from pipeline.sources.parquet_footer import ChunkClaim, chunk_claims
 from pipeline.sources.parquet_lists import is_list, motions_of, value_at

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.quarantine import ClipError, DropReason
+from pipeline.contract.drop_reasons import ClipError, DropReason
 
 
 def motions_of(column: Any, flat_dim: int) -> Iterator[npt.NDArray[Any] | ClipError]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import CorpusSpec
-from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.contract.drop_reasons import ClipProblem, DropReason
+from pipeline.contract.specs import CorpusSpec
 from pipeline.sources.clip import PreparedClip
 
 BLOCK_FRAMES = 4096

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.config import CodecSpec, CorpusSpec
+from pipeline.contract.drop_reasons import ClipProblem
+from pipeline.contract.specs import CodecSpec, CorpusSpec
 from pipeline.errors import InputFormatError, StorageError
-from pipeline.quarantine import ClipProblem
 from pipeline.sources.clip import Part, RawClip
 from pipeline.storage import Folder, InputRoot, StoredFile, open_inputs
 

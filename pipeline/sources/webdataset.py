@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from pipeline.config import CorpusSpec
-from pipeline.quarantine import ClipError, ClipProblem, DropReason
+from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
+from pipeline.contract.specs import CorpusSpec
 from pipeline.sources.arrays import array_from_npy
 from pipeline.sources.clip import Part, RawClip, clip_fields, raw_clip
 from pipeline.sources.sizes import MAX_HEADER_BYTES, MAX_JSON_BYTES, clip_bytes_fault

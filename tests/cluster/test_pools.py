@@ -17,9 +17,9 @@ from jobs.session import open_session, stop_behind
 from pipeline.errors import ResourcesError
 from pipeline.execution import WRITER_CPUS, JobRecord, TokenizeProgress, num_writers
 from pipeline.graph import READER_CPUS, Watch, build_with_ray, gpu_calls_ahead, start_hub
-from pipeline.job_config import load_config
 from pipeline.observer import JobObserver
 from pipeline.plan import Unit
+from pipeline.settings.job_config import load_config
 from pipeline.stopping import StopSwitch
 from pipeline.tokenize_job import cpu_share
 

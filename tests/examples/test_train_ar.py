@@ -20,7 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.config import hash64
+from pipeline.hashing import hash64
 from pipeline.loader import TokenFeatures
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -71,7 +71,7 @@ def run_job(folder: Path, minutes: float) -> int:
 
     from jobs.tokenize_command import run_tokenize
     from pipeline.errors import MotionTokensError
-    from pipeline.job_config import TokenizeRequest, load_config
+    from pipeline.settings.job_config import TokenizeRequest, load_config
 
     settings = ["units.files=1", "run.row_bytes=1", "gate=off", f"window.stride={STRIDE}"]
     settings += [f"run.max_runtime={60 * minutes:.0f}s"]

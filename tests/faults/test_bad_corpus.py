@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.quarantine import DropReason
+from pipeline.contract.drop_reasons import DropReason
 
 FOLDER = Path(__file__).parent
 
@@ -35,7 +35,7 @@ READ_ONE = """
 import sys
 from pathlib import Path
 import numpy, pyarrow.parquet
-from pipeline.config import CodecSpec, CorpusSpec, WindowRule
+from pipeline.contract.specs import CodecSpec, CorpusSpec, WindowRule
 from pipeline.sources.clip import RawClip, prepare_clip
 from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipeline.codec import open_codec
-from pipeline.config import Contract, Numerics, TokenSpec
+from pipeline.contract.specs import Contract, Numerics, TokenSpec
 from pipeline.errors import OutputMismatchError
 from pipeline.execution import JobRecord, TokenizeProgress, TokenizeStages
 from pipeline.observer import JobObserver

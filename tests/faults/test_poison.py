@@ -13,10 +13,10 @@ import pytest
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from pipeline.execution import Executor, JobRecord
-from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.manifest import read_manifest
 from pipeline.observer import JobObserver
 from pipeline.read_units import UnitReader
+from pipeline.settings.job_config import TokenizeRequest, load_config
 from pipeline.statistics_job import StatisticsObserver, StatisticsRequest, measure_motion
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder

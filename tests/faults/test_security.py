@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
-from pipeline.yaml_text import Yaml12Loader
+from pipeline.settings.yaml_text import Yaml12Loader
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = [path for name in ("bitwise_vae", "pipeline", "jobs", "examples") for path in (ROOT / name).rglob("*.py")]

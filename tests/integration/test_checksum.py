@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.execution import Executor
-from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.observer import JobObserver
 from pipeline.read_units import UnitReader
 from pipeline.request import prepare
+from pipeline.settings.job_config import TokenizeRequest, load_config
 from pipeline.storage import Folder
 
 CHECKSUM = ("--set", "input.checksum=true")

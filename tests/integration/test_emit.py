@@ -124,8 +124,8 @@ def republish(command):
     """Return a function that exports a dataset from a store in which one value of a column is altered."""
     import shutil
 
-    from pipeline.config import Contract
-    from pipeline.schema import CONTRACT_KEY
+    from pipeline.contract.schema import CONTRACT_KEY
+    from pipeline.contract.specs import Contract
     from pipeline.token_store import fragment_to_bytes, table_from_ipc
 
     def alter(source: Path, target: Path, name: str) -> None:

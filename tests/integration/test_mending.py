@@ -178,8 +178,8 @@ def test_split_names_from_a_file_are_checked(command, tokenize, tmp_path, name):
 def test_more_workers_than_gpus_are_refused():
     from pipeline.errors import ConfigError
     from pipeline.execution import Executor
-    from pipeline.job_config import TokenizeRequest, load_config
     from pipeline.request import prepare
+    from pipeline.settings.job_config import TokenizeRequest, load_config
 
     nothing = lambda *args: None  # noqa: E731
     executor = Executor("ray", nothing, nothing, nothing, nothing, nothing, nothing, 8.0, 2.0)

@@ -14,9 +14,9 @@ import pytest
 from jobs.session import open_session
 from jobs.supervision import RAY_COMMANDS
 from pipeline.estimate import estimate_job
-from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.plan import make_plan
 from pipeline.request import prepare
+from pipeline.settings.job_config import TokenizeRequest, load_config
 from pipeline.tokenize_job import runs_of, stages_of
 
 

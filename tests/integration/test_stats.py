@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import TokenSpec
+from pipeline.contract.specs import TokenSpec
 from pipeline.errors import InputFormatError, StorageError
 from pipeline.motion_statistics import statistics_from_bytes
 from pipeline.plan import make_plan

@@ -11,8 +11,8 @@ import pytest
 
 from jobs.session import open_session
 from pipeline.execution import JobRecord
-from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.observer import JobObserver
+from pipeline.settings.job_config import TokenizeRequest, load_config
 from pipeline.stopping import StopSwitch
 from pipeline.tokenize_job import JobControl, tokenize_dataset
 

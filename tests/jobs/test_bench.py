@@ -17,13 +17,13 @@ from jobs.bench import make_request, results_json, results_table, run_bench
 from jobs.bench_data import MOTION_FORMATS, BenchData, clip_lengths, make_data
 from jobs.bench_pipeline import BitCheck, measure_pipeline, require_agreement, run_baseline
 from jobs.bench_result import SPREAD, BenchRequest, BenchResult
-from pipeline.config import CodecSpec, CorpusSpec, WindowRule
+from pipeline.contract.specs import CodecSpec, CorpusSpec, WindowRule
+from pipeline.contract.windows import window_starts
 from pipeline.errors import ConfigError, DataError
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 from pipeline.sources.clip import Part
 from pipeline.sources.registry import read_part
 from pipeline.storage import Folder
-from pipeline.windows import window_starts
 
 TINY = BitwiseVAEConfig(hidden_dim=16, depth=1, num_heads=2)
 

@@ -8,8 +8,8 @@ from jobs import bench_control
 from jobs.bench_control import measure_control
 from jobs.bench_result import BenchRequest
 from pipeline.errors import DataError
-from pipeline.job_config import load_config
 from pipeline.plan import Unit
+from pipeline.settings.job_config import load_config
 from pipeline.token_store import TokenStore
 
 

@@ -8,7 +8,7 @@ from bitwise_vae.encode import WindowEncoder
 from jobs.bench_encode import measure_encode
 from jobs.bench_result import BenchRequest
 from pipeline.errors import DataError
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 
 REQUEST = BenchRequest(40, 2, load_config(None), BitwiseVAEConfig(hidden_dim=16, depth=1, num_heads=2))
 

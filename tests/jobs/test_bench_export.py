@@ -8,7 +8,7 @@ from jobs.bench_export import export_store, make_store, measure_export, require_
 from jobs.bench_result import BenchRequest
 from jobs.session import open_session
 from pipeline.errors import DataError
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 from pipeline.storage import Folder
 
 

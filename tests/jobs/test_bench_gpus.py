@@ -12,7 +12,7 @@ from bitwise_vae.config import BitwiseVAEConfig
 from jobs.bench_gpus import Share, limited_to, measure_gpus, shares_of
 from jobs.bench_result import BenchRequest
 from pipeline.errors import ConfigError
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 
 CODEC = BitwiseVAEConfig(hidden_dim=16, depth=1, num_heads=2)
 ON_CPUS = {"options": ("--local",), "distinct_windows": 3}

@@ -8,7 +8,7 @@ import torch
 from jobs.bench_loader import WindowFiles, measure_loader, require_content
 from jobs.bench_result import BenchRequest
 from pipeline.errors import DataError
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 
 
 def request(windows: int = 60) -> BenchRequest:

@@ -7,7 +7,7 @@ import pytest
 from jobs.bench_plan import CLIPS_PER_FILE, ClipFiles, check_parts, make_files, measure_plan, run_planner
 from jobs.bench_result import BenchRequest
 from pipeline.errors import DataError
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 from pipeline.storage import Folder
 
 

@@ -11,7 +11,7 @@ from jobs.bench_pipeline import make_data
 from jobs.bench_result import BenchRequest
 from jobs.bench_startup import measure_startup, run_command
 from pipeline.errors import DataError
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 from pipeline.storage import Folder
 
 CODEC = BitwiseVAEConfig(hidden_dim=16, depth=1, num_heads=2)

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from jobs.certain_work import is_work_certain
-from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.observer import JobObserver
+from pipeline.settings.job_config import TokenizeRequest, load_config
 
 
 class Stages(JobObserver):

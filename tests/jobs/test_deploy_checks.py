@@ -12,7 +12,7 @@ from cronsim import CronSim
 from jobs.deploy.checks import check_deployment
 from jobs.deploy.clock import plain_schedule
 from pipeline.errors import ConfigError
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 
 RUN = """
 run: {max_runtime: 7h}

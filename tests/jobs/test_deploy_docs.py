@@ -13,10 +13,10 @@ from pydantic_core import PydanticUndefined
 from jobs.deploy import checks
 from jobs.deploy.checks import GIB, check_deployment
 from jobs.deploy.render import TREE
-from pipeline.deploy_config import DeployConfig
 from pipeline.errors import ConfigError
-from pipeline.job_config import UnitConfig, all_keys, load_config
-from pipeline.run_config import RunConfig
+from pipeline.settings.deploy_config import DeployConfig
+from pipeline.settings.job_config import UnitConfig, all_keys, load_config
+from pipeline.settings.run_config import RunConfig
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
 

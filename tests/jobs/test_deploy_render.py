@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.deploy.render import ONLY_FOR, TREE, run_text
 from jobs.submit_cli import check_command
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBECTL = Path(sys.executable).with_name("kubectl")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.notify import notify
-from pipeline.run_config import NotifyConfig
+from pipeline.settings.run_config import NotifyConfig
 
 OUTCOME = {"run_id": "r", "exit_code": 3, "status": "failed"}
 

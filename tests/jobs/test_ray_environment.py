@@ -15,7 +15,7 @@ from jobs.deploy.checks import check_deployment
 from jobs.deploy.render import render_deployment
 from jobs.ray_environment import DRIVER_ENVIRONMENT, RAY_ENVIRONMENT, set_for_driver
 from jobs.submit import STOP_WAIT_S, job_environment
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "jobs" / "deploy"

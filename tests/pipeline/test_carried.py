@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.carried import MAX_VALUE_BYTES, as_kind, fields_to_carry, kind_of_type, kind_of_value
+from pipeline.contract.carried import MAX_VALUE_BYTES, as_kind, fields_to_carry, kind_of_type, kind_of_value
+from pipeline.contract.schema import CARRIED_TYPES
 from pipeline.errors import ConfigError
-from pipeline.schema import CARRIED_TYPES
 
 NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1) | st.floats()
 VALUES = st.none() | st.booleans() | NUMBERS | st.text(st.characters(codec="utf-8")) | st.lists(NUMBERS, max_size=4)

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.column_counts import ColumnCounts, array_of, common_columns, rows_that_differ
-from pipeline.config import CarriedColumn, FlipRule
-from pipeline.schema import token_schema
+from pipeline.contract.columns import token_schema
+from pipeline.contract.specs import CarriedColumn, FlipRule
 
 
 def test_common_columns_are_those_of_one_name_and_type(make_codec, make_corpus):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import SHARD_BYTES, TokenSpec, corpus_spec, default_windows_per_shard, export_spec
-from pipeline.job_config import load_config
+from pipeline.contract.resolve import SHARD_BYTES, corpus_spec, default_windows_per_shard, export_spec
+from pipeline.contract.specs import TokenSpec
+from pipeline.settings.job_config import load_config
 
 ALL_THREE = "emit=[latent, flips, decoded_prev]"
 AUDIO = "input.audio.field=voice"

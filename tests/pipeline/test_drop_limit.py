@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.drop_limit import TooManyDroppedError, check_dropped
 from pipeline.errors import ConfigError
-from pipeline.job_config import load_config
+from pipeline.settings.job_config import load_config
 
 COUNTS = {"units": 5, "clips": 190, "dropped_clips": 10, "windows": 1000, "frames": 9000}
 DROPS = {"frozen": 3, "too_short": 7}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwise_vae import BitwiseVAEConfig, WindowEncoder, flip_pairs, pack_bits, random_checkpoint, unpack_bits
-from pipeline.config import FlipRule
+from pipeline.contract.specs import FlipRule
 from pipeline.emitted import WindowEmitter, WindowSpans
 
 T, DIMS, CODE = 5, 4, 8

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitwise_vae import BitwiseVAEConfig, WindowEncoder, random_checkpoint
-from pipeline.config import FlipRule
+from pipeline.contract.specs import FlipRule
 from pipeline.emitted import WindowEmitter, WindowSpans
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="hardware: no CUDA device")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import AudioRule, CodecSpec, CorpusSpec, TokenSpec, WindowRule
+from pipeline.contract.specs import AudioRule, CodecSpec, CorpusSpec, TokenSpec, WindowRule
 from pipeline.execution import Executor, writes_at_once
 from pipeline.plan import Unit
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.flip_seeds import flip_seed, flip_seeds
+from pipeline.contract.flip_seeds import flip_seed, flip_seeds
 
 GOLDEN = (0x8C6AF04CD3C142BC, 0x47F3022D4664B150)
 

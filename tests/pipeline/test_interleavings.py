@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from pipeline.blocks import TokenBlock
-from pipeline.config import Numerics
+from pipeline.contract.specs import Numerics
 from pipeline.execution import Executor, JobRecord
-from pipeline.job_config import TokenizeRequest, load_config
 from pipeline.manifest import Manifest
 from pipeline.observer import JobObserver
 from pipeline.plain_loop import build_here, measure_here
+from pipeline.settings.job_config import TokenizeRequest, load_config
 from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
 from pipeline.tokenize_job import JobControl, tokenize_dataset

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import TokenSpec, corpus_spec, export_spec
+from pipeline.contract.resolve import corpus_spec, export_spec
+from pipeline.contract.specs import TokenSpec
 from pipeline.errors import ConfigError
-from pipeline.job_config import load_config, parse_columns
+from pipeline.settings.job_config import load_config, parse_columns
 
 
 def test_load_config_lays_assignments_over_the_file():

@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.blocks import RUN_LEDGER_SCHEMA, TokenBlock
-from pipeline.config import Contract, ExportSpec, Numerics
+from pipeline.contract.specs import Contract, ExportSpec, Numerics
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
-from pipeline.job_config import SplitConfig
 from pipeline.observer import JobObserver
 from pipeline.plain_loop import build_here
 from pipeline.plan import Unit, make_plan, plan_to_bytes
+from pipeline.settings.job_config import SplitConfig
 from pipeline.sources.clip import Part
 from pipeline.storage import Folder, InputRoot, StoredFile, open_inputs
 from pipeline.storage.files import LocalFiles

@@ -11,13 +11,13 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import ExportSpec
+from pipeline.contract.schema import LEDGER_SCHEMA
+from pipeline.contract.specs import ExportSpec
 from pipeline.export.clips import join_ledgers
 from pipeline.export.layout import lay_out_shards
 from pipeline.export.splits import assign_splits
-from pipeline.job_config import SplitConfig
 from pipeline.plan import make_plan
-from pipeline.schema import LEDGER_SCHEMA
+from pipeline.settings.job_config import SplitConfig
 from pipeline.storage import Folder, InputRoot, StoredFile
 
 bounded = settings(max_examples=100, deadline=None, derandomize=True)

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.audio import decode_sound
-from pipeline.config import AudioRule, CarriedColumn, Contract, Numerics
-from pipeline.schema import clip_schema, side_fields
+from pipeline.contract.columns import clip_schema, side_fields
+from pipeline.contract.specs import AudioRule, CarriedColumn, Contract, Numerics
 from pipeline.side_columns import audio_account, side_columns
 
 Make = Callable[..., Any]

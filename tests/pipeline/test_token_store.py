@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.blocks import RUN_LEDGER_SCHEMA, MotionBlock, TokenBlock, UnitAccount
-from pipeline.config import CarriedColumn, Contract, FlipRule, Numerics
+from pipeline.contract.columns import clip_schema, emitted_columns, token_schema
+from pipeline.contract.schema import LEDGER_SCHEMA
+from pipeline.contract.specs import CarriedColumn, Contract, FlipRule, Numerics
 from pipeline.errors import OutputMismatchError
 from pipeline.plan import Plan, Unit
-from pipeline.schema import LEDGER_SCHEMA, clip_schema, emitted_columns, token_schema
 from pipeline.sources.clip import Part
 from pipeline.storage import Folder
 from pipeline.token_store import TokenStore, fragment_to_bytes, tokens_to_parquet

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.export.selection import passing
-from pipeline.where import MAX_LENGTH, Where, parse_where
+from pipeline.settings.where import MAX_LENGTH, Where, parse_where
 
 KINDS = {
     "clip_id": "string",

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import WindowRule
-from pipeline.windows import phase_offset, valid_frames, window_starts
+from pipeline.contract.specs import WindowRule
+from pipeline.contract.windows import phase_offset, valid_frames, window_starts
 
 bounded = settings(max_examples=150, deadline=None, derandomize=True)
 

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import TokenSpec, digest_of, export_spec
+from pipeline.contract.resolve import export_spec
+from pipeline.contract.specs import TokenSpec
 from pipeline.errors import ConfigError
-from pipeline.job_config import SplitConfig, load_config
-from pipeline.where import parse_where
+from pipeline.hashing import digest_of
+from pipeline.settings.job_config import SplitConfig, load_config
+from pipeline.settings.where import parse_where
 
 BOTH = ("parquet", "webdataset")
 few = settings(

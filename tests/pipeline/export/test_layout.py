@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.contract.schema import LEDGER_SCHEMA
 from pipeline.errors import ConfigError
 from pipeline.export.build import select_rows
 from pipeline.export.clips import join_ledgers, resolve_duplicates
 from pipeline.export.layout import lay_out_shards, shuffled_order
 from pipeline.export.splits import Splits, assign_splits, splits_from_json
-from pipeline.job_config import SplitConfig
-from pipeline.schema import LEDGER_SCHEMA
+from pipeline.settings.job_config import SplitConfig
 
 
 def ledger(*clips):

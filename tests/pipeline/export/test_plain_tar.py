@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import CarriedColumn
+from pipeline.contract.columns import array_columns, token_schema
+from pipeline.contract.schema import CarriedKind
+from pipeline.contract.specs import CarriedColumn
 from pipeline.export.plain_tar import plain_table
 from pipeline.export.tar_members import END, members_of
 from pipeline.export.webdataset import samples_of_tar, shard_to_tar
-from pipeline.schema import CarriedKind, array_columns, token_schema
 
 KINDS: dict[str, CarriedKind] = {
     "word": "string",

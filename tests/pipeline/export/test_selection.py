@@ -7,13 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import CarriedColumn, WindowRule
+from pipeline.contract.specs import CarriedColumn, WindowRule
 from pipeline.errors import ConfigError, DataError, NoClipLeftError
 from pipeline.export.clips import join_ledgers
 from pipeline.export.selection import check_columns, keep_passing
-from pipeline.job_config import SplitConfig
 from pipeline.read_units import ClipFilter
-from pipeline.where import parse_where
+from pipeline.settings.job_config import SplitConfig
+from pipeline.settings.where import parse_where
 
 SPEAKERS = ["anna", "bob", None]
 few = settings(

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import GLOBAL_ORDER
+from pipeline.contract.specs import GLOBAL_ORDER
 from pipeline.errors import IncompleteError
 from pipeline.export.shuffle import DEALT_PATH
-from pipeline.job_config import SplitConfig
 from pipeline.plain_loop import build_here
+from pipeline.settings.job_config import SplitConfig
 from pipeline.storage import Folder
 
 SPLITS = SplitConfig(ratios={"train": 0.6, "val": 0.4})

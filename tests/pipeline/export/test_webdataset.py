@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.config import AudioRule, CarriedColumn, FlipRule
+from pipeline.contract.columns import array_columns, token_schema
+from pipeline.contract.specs import AudioRule, CarriedColumn, FlipRule
 from pipeline.errors import VerifyError
 from pipeline.export.webdataset import (
     sample_edges,
@@ -18,7 +19,6 @@ from pipeline.export.webdataset import (
     table_of_tar,
     window_bytes,
 )
-from pipeline.schema import array_columns, token_schema
 
 
 @pytest.mark.parametrize("clip_id", ["a", "../../x", "/etc/passwd", "Ünïcode 動き", "a.b.c", "x" * 900, "\\", "a\tb"])

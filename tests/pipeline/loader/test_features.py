@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bitwise_vae import BitwiseVAE, BitwiseVAEConfig, pack_bits, random_checkpoint
 from bitwise_vae.checkpoint import load_checkpoint
-from pipeline.config import FlipRule
+from pipeline.contract.specs import FlipRule
 from pipeline.errors import ConfigError
 from pipeline.loader import TokenDataset, TokenFeatures, TokenStream
 

@@ -8,7 +8,7 @@ import torch
 
 from bitwise_vae import BitwiseVAEConfig, WindowEncoder, checkpoint_bytes, random_checkpoint, unpack_bits
 from pipeline.codec import codec_of_model
-from pipeline.config import Contract, Numerics
+from pipeline.contract.specs import Contract, Numerics
 from pipeline.quality.certificate import VALUE_EDGES, certify_sample, exact_bits
 from pipeline.quality.sample import WindowSample
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.blocks import TokenBlock
-from pipeline.config import Contract, Numerics, TokenSpec
+from pipeline.contract.specs import Contract, Numerics, TokenSpec
 from pipeline.errors import VerifyError
 from pipeline.plan import make_plan
 from pipeline.quality.sample import SAMPLE_BYTES, draw_sample

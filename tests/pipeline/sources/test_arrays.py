@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.quarantine import ClipError, ClipProblem, DropReason
+from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
 from pipeline.sources.arrays import array_from_npy
 from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
 from pipeline.sources.registry import cut_file, read_part

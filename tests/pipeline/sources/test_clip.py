@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.contract.drop_reasons import ClipProblem, DropReason
 from pipeline.sources.clip import (
     ClipFields,
     Part,

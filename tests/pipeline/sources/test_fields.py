@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.job_config import InputConfig
+from pipeline.settings.job_config import InputConfig
 from pipeline.sources.fields import carried_kinds, fields_of
 from pipeline.sources.registry import open_readable
 from pipeline.storage import Folder

@@ -13,10 +13,10 @@ import lmdb
 import numpy as np
 import pytest
 
-from pipeline.config import AudioRule
+from pipeline.contract.drop_reasons import ClipProblem, DropReason
+from pipeline.contract.specs import AudioRule
 from pipeline.errors import InputFormatError, StorageError
 from pipeline.plan import make_plan
-from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.sources.clip import Part, RawClip, prepare_clip
 from pipeline.sources.registry import cut_file, open_readable, read_part
 from pipeline.storage import Folder
@@ -188,7 +188,7 @@ def test_a_file_cut_short_is_one_problem_and_ends_no_process(
 READ_DAMAGED = """
 import random, sys
 from pathlib import Path
-from pipeline.config import CodecSpec, CorpusSpec
+from pipeline.contract.specs import CodecSpec, CorpusSpec
 from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder
 

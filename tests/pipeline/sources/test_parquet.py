@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
 from pipeline.errors import StorageError
-from pipeline.quarantine import ClipError, ClipProblem, DropReason
 from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
 from pipeline.sources.parquet import read_parquet
 from pipeline.sources.parquet_lists import motions_of

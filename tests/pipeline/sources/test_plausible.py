@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import TokenSpec
+from pipeline.contract.drop_reasons import ClipProblem, DropReason
+from pipeline.contract.specs import TokenSpec
 from pipeline.plan import make_plan
-from pipeline.quarantine import ClipProblem, DropReason
 from pipeline.read_units import UnitReader
 from pipeline.sources.clip import PreparedClip
 from pipeline.sources.plausible import BLOCK_FRAMES, Statistics, check_plausible, column_range, frozen_run

@@ -17,8 +17,8 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import AudioRule, CarriedColumn
-from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.contract.drop_reasons import ClipProblem, DropReason
+from pipeline.contract.specs import AudioRule, CarriedColumn
 from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
 from pipeline.sources.registry import read_part
 from pipeline.storage import Folder

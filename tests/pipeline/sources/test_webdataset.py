@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.quarantine import ClipProblem, DropReason
+from pipeline.contract.drop_reasons import ClipProblem, DropReason
 from pipeline.sources.clip import Part, RawClip
 from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pipeline.run_config import Section
+from pipeline.settings.run_config import Section
 
 _UNITS = {"Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 _LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"

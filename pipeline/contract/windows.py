@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import WindowRule
+from pipeline.contract.specs import WindowRule
 
 IntArray = NDArray[np.int64]
 

@@ -14,11 +14,11 @@ from typing import Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from pipeline.deploy_config import DeployConfig
 from pipeline.errors import ConfigError
-from pipeline.run_config import RunConfig, Section
-from pipeline.where import parse_where
-from pipeline.yaml_text import parse_yaml, yaml_fault
+from pipeline.settings.deploy_config import DeployConfig
+from pipeline.settings.run_config import RunConfig, Section
+from pipeline.settings.where import parse_where
+from pipeline.settings.yaml_text import parse_yaml, yaml_fault
 
 MIB = 1 << 20
 _SECRET_KEYS = {"storage_options", "webhook"}

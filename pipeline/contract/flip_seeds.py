@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import hash64
+from pipeline.hashing import hash64
 
 
 def flip_seed(seed: int, clip_id: str, start_frame: int, k: int) -> int:

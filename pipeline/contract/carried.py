@@ -12,8 +12,8 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 
+from pipeline.contract.schema import CarriedKind
 from pipeline.errors import ConfigError
-from pipeline.schema import CarriedKind
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 

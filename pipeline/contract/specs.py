@@ -5,39 +5,18 @@ Knows no Ray, torch or Arrow. RunConfig, which never changes a byte, stands in j
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from pipeline.carried import fields_to_carry
+from pipeline.contract.schema import SCHEMA_VERSION, CarriedKind
 from pipeline.errors import ConfigError
-from pipeline.job_config import AudioConfig, Emitted, JobConfig, SplitConfig, WindowConfig, parse_columns
-from pipeline.schema import RESERVED_COLUMNS, SCHEMA_VERSION, CarriedKind, array_columns
-
-
-def hash64(text: str) -> int:
-    """Return the first 64 bits of the SHA-256 of a text."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+from pipeline.hashing import canonical_json, digest_of
+from pipeline.settings.job_config import Emitted, SplitConfig
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def canonical_json(value: Any) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces, UTF-8 kept."""
-    return _CANONICAL.encode(value)
-
-
-def digest_of(value: Any, length: int = 16) -> str:
-    """Return the first `length` hex digits of the SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
 
 
 class CodecSpec(_Spec):
@@ -233,123 +212,6 @@ class ExportSpec(_Spec):
             tree.pop("windows_per_sample")
         order = {"global_order": GLOBAL_ORDER} if self.shuffle == "global" else {}
         return {name: value for name, value in tree.items() if value or name not in ("where", "clips")} | order
-
-
-def window_rule(window: WindowConfig, window_frames: int) -> WindowRule:
-    """Return the rule with every default filled in.
-
-    Args:
-        window_frames: frames of one half, the default stride.
-    """
-    training = window.preset == "training"
-    stride = window.stride or (max(1, window_frames // 2) if training else window_frames)
-    phases = window.phases if window.phases is not None else int(training)
-    return WindowRule(stride=stride, tail=window.tail, phases=phases, seed=window.seed)
-
-
-def corpus_spec(
-    config: JobConfig,
-    codec: CodecSpec,
-    *,
-    batch_size: int,
-    clips_digest: str = "",
-    carried_kinds: Mapping[str, CarriedKind] | None = None,
-) -> CorpusSpec:
-    """Return the corpus half of a TokenSpec.
-
-    Args:
-        batch_size: windows a batch, resolved.
-        clips_digest: digest of the id lists that `input.clips` names.
-        carried_kinds: field -> kind of the fields that `input.carry` names, as the inputs have them; a kind
-            that is named there stands instead, and others are text.
-
-    Raises:
-        ConfigError: a field to carry has the name of a column that is there already, or an unknown kind.
-    """
-    source, kinds = config.input, carried_kinds or {}
-    fields = fields_to_carry(source.carry)
-    taken = [name for name in fields if name in RESERVED_COLUMNS]
-    if taken:
-        raise ConfigError(f"input.carry: {', '.join(taken)} would stand beside our own column of this name: rename it")
-    return CorpusSpec(
-        motion_field=source.motion_field,
-        clip_id_field=source.clip_id_field,
-        motion_dim=source.motion_dim,
-        format=source.format,
-        columns=parse_columns(source.columns) if source.columns else None,
-        fps=source.fps,
-        resample=source.resample,
-        max_abs_z=source.max_abs_z,
-        max_frozen_frames=source.max_frozen_frames,
-        clips=clips_digest,
-        window=window_rule(config.window, codec.window_frames),
-        unit_bytes=config.units.bytes,
-        unit_files=config.units.files,
-        precision=config.precision,
-        batch_size=batch_size,
-        emit=config.emit,
-        flips=FlipRule(**config.flips.model_dump()) if "flips" in config.emit else None,
-        carry=tuple(CarriedColumn(name=name, kind=kind or kinds.get(name, "string")) for name, kind in fields.items()),
-        audio=_audio_rule(source.audio),
-    )
-
-
-def _audio_rule(audio: AudioConfig) -> AudioRule | None:
-    return None if audio.field is None else AudioRule(**audio.model_dump())
-
-
-SHARD_WINDOWS, SHARD_BYTES = 16_384, 256 << 20
-"""Windows of a shard, and bytes of their rows, where a configuration names no number: whichever is less."""
-
-OPEN_RATE_HZ = 48_000
-"""Samples a second that are reckoned with where the rate of audio is left to the files."""
-
-
-def default_windows_per_shard(spec: TokenSpec) -> int:
-    """Return how many windows a shard has on average unless a configuration says it: a power of two."""
-    fitting = SHARD_BYTES // token_row_bytes(spec)
-    return min(SHARD_WINDOWS, 1 << max(0, fitting.bit_length() - 1))
-
-
-def token_row_bytes(spec: TokenSpec) -> int:
-    """Return the bytes of a window's row of tokens.
-
-    Arrays and cut audio count, flac as if it were plain samples; carried values do not, their size is unknown.
-    """
-    codec, audio = spec.codec, spec.corpus.audio
-    row_bytes = sum(array.num_bytes for array in array_columns(codec, spec.corpus))
-    if audio is not None and audio.mode == "cut":
-        row_bytes += 2 * 2 * round(codec.window_frames * (audio.rate_hz or OPEN_RATE_HZ) / codec.fps)
-    return row_bytes
-
-
-def motion_bytes_a_window(spec: TokenSpec) -> float:
-    """Return the bytes of float32 motion for each window of it, about: clips' ends give more windows."""
-    window = spec.corpus.window
-    return 4 * spec.codec.motion_dim * window.stride / (1 + window.phases)
-
-
-def export_spec(config: JobConfig, spec: TokenSpec, split_file_digest: str = "", clips_digest: str = "") -> ExportSpec:
-    """Return the ExportSpec of a configuration.
-
-    Args:
-        spec: of the windows that are exported.
-        split_file_digest: digest of the file that `export.splits.file` names.
-        clips_digest: digest of the id lists that `export.clips` names.
-    """
-    export = config.export
-    return ExportSpec(
-        formats=export.formats,
-        windows_per_shard=export.windows_per_shard or default_windows_per_shard(spec),
-        windows_per_sample=export.windows_per_sample,
-        shuffle=export.shuffle,
-        seed=export.seed,
-        splits=export.splits,
-        split_file=split_file_digest,
-        duplicate_ids=config.input.duplicate_ids,
-        where=export.where,
-        clips=clips_digest,
-    )
 
 
 def _differences(ours: Any, theirs: Any, name: str) -> list[str]:

@@ -34,7 +34,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bitwise_vae.checkpoint import read_checkpoint
 from bitwise_vae.model import BitwiseVAE
-from pipeline.codec import open_codec, require_same_codec
 from pipeline.contract.specs import FlipRule
 from pipeline.errors import ConfigError, MotionTokensError
 from pipeline.loader import (
@@ -47,6 +46,7 @@ from pipeline.loader import (
     TrainingTensors,
     read_null_codes,
 )
+from pipeline.stages.codec import open_codec, require_same_codec
 
 WARM_UP_STEPS, LAST_RATE = 40, 0.02
 EVALUATION_BATCH = 32

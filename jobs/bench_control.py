@@ -19,18 +19,20 @@ import numpy as np
 from bitwise_vae.config import BitwiseVAEConfig
 from jobs.bench_result import BenchRequest, BenchResult, Report
 from jobs.session import open_session
-from pipeline.blocks import MotionBlock, TokenBlock
+from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import DataError
-from pipeline.execution import Executor, JobRecord, TokenizeProgress
-from pipeline.observer import JobObserver
-from pipeline.plan import Plan, Unit, make_plan
-from pipeline.request import Job, prepare
+from pipeline.executors.executor import Executor, TokenizeProgress
+from pipeline.job.request import Job, prepare
+from pipeline.job.tokenize_job import runs_of, stages_of
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.units import Unit
+from pipeline.run.observer import JobObserver
+from pipeline.run.record import JobRecord
+from pipeline.run.stopping import StopSwitch
 from pipeline.settings.job_config import JobConfig, TokenizeRequest
-from pipeline.stopping import StopSwitch
+from pipeline.stages.blocks import MotionBlock, TokenBlock
+from pipeline.stages.tokenize_stage import TokenizeListener, TokenizerSettings
 from pipeline.storage import Folder
-from pipeline.token_store import TokenStore
-from pipeline.tokenize_job import runs_of, stages_of
-from pipeline.tokenizer_actor import TokenizeListener, TokenizerSettings
 
 SUITE = "control"
 NUM_ACTORS = 8

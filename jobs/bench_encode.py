@@ -26,9 +26,9 @@ from jobs.bench_data import CODEC_SEED, MAX_CLIP_WINDOWS
 from jobs.bench_result import BenchRequest, BenchResult, Report
 from jobs.procedural_motion import speech_motion
 from jobs.session import num_cores
-from pipeline.codec import pick_device
 from pipeline.errors import DataError
-from pipeline.request import DEFAULT_BATCH_CPU, DEFAULT_BATCH_GPU
+from pipeline.job.request import DEFAULT_BATCH_CPU, DEFAULT_BATCH_GPU
+from pipeline.stages.codec import pick_device
 
 SUITE = "encode"
 BASELINE_NAME = "quant_to_vqidx in batches of 32, bits to host memory; float32"

@@ -20,26 +20,28 @@ from bitwise_vae.config import BitwiseVAEConfig
 from jobs.bench_data import clip_lengths
 from jobs.bench_result import BenchRequest, BenchResult, Report
 from jobs.session import open_session
-from pipeline.blocks import RUN_LEDGER_SCHEMA, TokenBlock
 from pipeline.contract.resolve import corpus_spec, export_spec
 from pipeline.contract.specs import CodecSpec, Contract, Numerics
 from pipeline.contract.windows import window_starts
+from pipeline.dataset.manifest import Manifest, ShardFile
+from pipeline.dataset.paths import CONSTANTS_PATH
+from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import DataError
-from pipeline.execution import Executor
+from pipeline.executors.executor import Executor
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
 from pipeline.hashing import digest_of
-from pipeline.manifest import Manifest, ShardFile
-from pipeline.observer import JobObserver
-from pipeline.plan import Plan, Unit
+from pipeline.plan.plan import Plan
+from pipeline.plan.units import Unit
+from pipeline.run.observer import JobObserver
 from pipeline.settings.job_config import JobConfig
 from pipeline.sources.clip import Part
+from pipeline.stages.blocks import RUN_LEDGER_SCHEMA, TokenBlock
+from pipeline.stages.tokenize_stage import constants_to_npz
+from pipeline.stages.write import FragmentWriter
 from pipeline.storage import Folder
-from pipeline.token_store import CONSTANTS_PATH, TokenStore
-from pipeline.tokenizer_actor import constants_to_npz
-from pipeline.verify import verify_dataset
-from pipeline.write_fragments import FragmentWriter
+from pipeline.verify.dataset import verify_dataset
 
 SUITE = "export"
 UNIT_WINDOWS = 3000

@@ -25,13 +25,13 @@ from jobs.bench_data import make_data
 from jobs.bench_result import BenchRequest, BenchResult, Report
 from jobs.session import open_session
 from pipeline.errors import DataError
-from pipeline.execution import JobRecord
+from pipeline.job.tokenize_job import JobControl, tokenize_dataset
 from pipeline.loader import Ranks, Shuffle, TokenDataset, TokenStream
-from pipeline.observer import JobObserver
+from pipeline.run.observer import JobObserver
+from pipeline.run.record import JobRecord
+from pipeline.run.stopping import StopSwitch
 from pipeline.settings.job_config import TokenizeRequest
-from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
-from pipeline.tokenize_job import JobControl, tokenize_dataset
 
 SUITE = "loader"
 BATCH_SIZE = 256

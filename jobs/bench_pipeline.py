@@ -23,14 +23,14 @@ from bitwise_vae.bits import pack_bits
 from jobs.bench_data import BenchData, make_data
 from jobs.bench_result import BenchRequest, BenchResult, Report
 from jobs.session import open_session
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import DataError
-from pipeline.execution import JobRecord
-from pipeline.manifest import Manifest
-from pipeline.observer import JobObserver
+from pipeline.job.tokenize_job import JobControl, tokenize_dataset
+from pipeline.run.observer import JobObserver
+from pipeline.run.record import JobRecord
+from pipeline.run.stopping import StopSwitch
 from pipeline.settings.job_config import TokenizeRequest
-from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
-from pipeline.tokenize_job import JobControl, tokenize_dataset
 
 SUITE = "pipeline"
 BASELINE_NAME = "DataLoader, quant_to_vqidx in batches of 32, np.save of int32; float32"
@@ -168,10 +168,10 @@ def _run_job(data: BenchData, output: Folder, request: BenchRequest) -> _Ours:
     job = TokenizeRequest((data.folder.url_of("motion"),), output.url, data.checkpoint, None, None, config)
     with open_session(request.config.run) as executor:
         begin, record = time.perf_counter(), JobRecord()
-        manifest = tokenize_dataset(job, executor, JobObserver(), record, JobControl("bench", StopSwitch()))
+        done = tokenize_dataset(job, executor, JobObserver(), record, JobControl("bench", StopSwitch()))
         seconds = time.perf_counter() - begin
     start_s = record.seconds["start"]
-    return _Ours(manifest, seconds - start_s, start_s, executor.name, record)
+    return _Ours(done.manifest, seconds - start_s, start_s, executor.name, record)
 
 
 def _results(

@@ -24,13 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.bench_result import BenchRequest, BenchResult, Report
-from pipeline.blocks import units_to_text
 from pipeline.contract.specs import CorpusSpec, WindowRule
 from pipeline.errors import DataError
-from pipeline.plan import Plan, group_units, make_plan, plan_to_bytes
+from pipeline.plan.plan import Plan, make_plan, plan_to_bytes
+from pipeline.plan.units import group_units
 from pipeline.settings.job_config import UnitConfig
 from pipeline.settings.run_config import RunConfig
 from pipeline.sources.registry import open_readable
+from pipeline.stages.blocks import units_to_text
 from pipeline.storage import Folder
 
 SUITE = "plan"

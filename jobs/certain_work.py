@@ -6,8 +6,8 @@ Knows names of places only, and neither torch nor Ray.
 from __future__ import annotations
 
 from bitwise_vae.config import PRETRAINED
-from pipeline.manifest import is_published
-from pipeline.observer import JobObserver
+from pipeline.dataset.manifest import is_published
+from pipeline.run.observer import JobObserver
 from pipeline.settings.job_config import TokenizeRequest
 from pipeline.storage import Folder, is_input_there, parent_and_name
 

@@ -25,8 +25,8 @@ from pipeline.errors import ConfigError, MotionTokensError
 from pipeline.settings.job_config import JobConfig, load_config
 
 if TYPE_CHECKING:
+    from pipeline.run.stopping import Stopped
     from pipeline.settings.job_config import TokenizeRequest
-    from pipeline.stopping import Stopped
 
 EXIT_WRONG_DATA, EXIT_INTERNAL = 1, 70
 TWO_CONFIGURATIONS = "--preset and --model-config say the same thing: give one of them"
@@ -304,7 +304,7 @@ def job_config(config: str | None, settings: list[str] | None, options: dict[str
 def reported() -> Iterator[None]:
     """Turn errors into one message and the exit code that says what to do."""
     from jobs.session import is_loss_of_ray, native_noise_aside, stop_behind, stop_signals
-    from pipeline.stopping import Stopped
+    from pipeline.run.stopping import Stopped
 
     try:
         with stop_signals(), native_noise_aside():

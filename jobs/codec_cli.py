@@ -51,7 +51,7 @@ def stats(
     with reported():
         job = job_config(config, settings, {"run.workers": workers, "run.local": local or None})
         from jobs.stats_command import run_stats
-        from pipeline.statistics_job import StatisticsRequest
+        from pipeline.statistics.statistics_job import StatisticsRequest
 
         run_stats(StatisticsRequest(tuple(inputs), fps, job), out, console)
 
@@ -81,7 +81,7 @@ def report(
         if bool(inputs) != bool(checkpoint):
             raise ConfigError("to decode, name both inputs and codec: report OUTPUT INPUT.. -c CHECKPOINT")
         from jobs.report_command import run_report
-        from pipeline.deep_verify import DeepRequest
+        from pipeline.verify.deep import DeepRequest
 
         sources = None
         if inputs and checkpoint:
@@ -110,7 +110,7 @@ def certify(
     with reported():
         job = job_config(None, settings, {"max_flip_rate": max_flip_rate})
         from jobs.report_command import run_certify
-        from pipeline.deep_verify import DeepRequest
+        from pipeline.verify.deep import DeepRequest
 
         request = DeepRequest(tuple(inputs), checkpoint, preset, model_config, windows, 0)
         if not run_certify(output, request, json_file, job, console):

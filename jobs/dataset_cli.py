@@ -47,7 +47,7 @@ def verify(
         from jobs import dataset_commands
 
         if deep is not None and inputs and checkpoint:
-            from pipeline.deep_verify import DeepRequest
+            from pipeline.verify.deep import DeepRequest
 
             request = DeepRequest(tuple(inputs), checkpoint, preset, model_config, deep, seed)
             is_sound = dataset_commands.run_deep_verify(output, request, job, console)

@@ -17,24 +17,24 @@ from jobs.display import Display, size_text
 from jobs.run_record import RecordNotes, new_run_id, print_summary, write_run_record
 from jobs.session import open_session
 from jobs.tokenize_command import console_of, run_tokenize
-from pipeline.clean import Cleaning, delete_outdated, find_outdated, refuse_active_run
-from pipeline.compare import Difference, compare_datasets
-from pipeline.dataset_rows import BitCounts, OpenDataset, open_dataset
-from pipeline.deep_verify import TOLERATED_SHARE, DeepRequest, deep_verify, prepare_deep
+from pipeline.dataset.clean import Cleaning, delete_outdated, find_outdated, refuse_active_run
+from pipeline.dataset.manifest import read_manifest, read_version, split_version
+from pipeline.dataset.open_dataset import BitCounts, OpenDataset, open_dataset
+from pipeline.dataset.replay import give_free, units_to_retry, what_came_back
 from pipeline.errors import InputNotFoundError, OutputMismatchError, VerifyError
-from pipeline.execution import JobRecord
-from pipeline.export.tasks import Builder, Result, Task
-from pipeline.export_job import export_datasets
-from pipeline.manifest import read_manifest, read_version, split_version
-from pipeline.observer import Audience
-from pipeline.plan import make_plan
-from pipeline.replay import give_free, units_to_retry, what_came_back
-from pipeline.request import prepare
-from pipeline.run_lease import RunLease
+from pipeline.job.export_job import export_datasets
+from pipeline.job.request import prepare
+from pipeline.plan.plan import make_plan
+from pipeline.run.lease import RunLease
+from pipeline.run.observer import Audience
+from pipeline.run.record import JobRecord
+from pipeline.run.stopping import StopSwitch
+from pipeline.run.tasks import Builder, Result, Task
 from pipeline.settings.job_config import JobConfig, TokenizeRequest
-from pipeline.stopping import StopSwitch
 from pipeline.storage import Folder
-from pipeline.verify import verify_dataset
+from pipeline.verify.compare import Difference, compare_datasets
+from pipeline.verify.dataset import verify_dataset
+from pipeline.verify.deep import TOLERATED_SHARE, DeepRequest, deep_verify, prepare_deep
 
 CLIPS_SHOWN = 20
 

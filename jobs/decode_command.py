@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from jobs.display import counted
-from pipeline.codec import open_codec
-from pipeline.dataset_rows import open_dataset, require_clips
-from pipeline.decode import ClipDecoder, DecodedClip, find_codec
+from pipeline.dataset.open_dataset import open_dataset, require_clips
 from pipeline.errors import ConfigError
+from pipeline.inspect.decode_clips import ClipDecoder, DecodedClip, find_codec
 from pipeline.settings.job_config import JobConfig
+from pipeline.stages.codec import open_codec
 from pipeline.storage import Folder, parent_and_name, read_text, without_secrets
 
 NAME_LENGTH = 100

@@ -24,9 +24,9 @@ from jobs.procedural_motion import MOTION_DIM, speech_motion
 from jobs.program import program_text
 from jobs.speaker_timeline import FPS
 from jobs.tokenize_command import run_tokenize
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import VerifyError
-from pipeline.gate import GateResult
-from pipeline.manifest import Manifest
+from pipeline.job.gate import GateResult
 from pipeline.settings.job_config import JobConfig, TokenizeRequest
 from pipeline.storage import Folder
 
@@ -85,8 +85,8 @@ def run_demo(output: Path, config: JobConfig, console: Console, num_clips: int =
     tokens = output / "tokens"
     request = TokenizeRequest((folder.url_of("motion"),), str(tokens), CODEC, None, None, config)
     done = run_tokenize(request, console)
-    if done.record.gate is not None:
-        _print_gate(done.record.gate, console)
+    if done.gate is not None:
+        _print_gate(done.gate, console)
     if not run_verify(str(tokens), config, console):
         raise VerifyError(f"{tokens} is not what its dataset.json promises: remove {output} and run the demo again")
     show_results(output, done.manifest, console)

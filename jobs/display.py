@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from jobs.pace import Pace
-from pipeline.blocks import UnitAccount
-from pipeline.observer import JobObserver
-from pipeline.plan import Plan
-from pipeline.run_lease import Heartbeat
+from pipeline.plan.plan import Plan
+from pipeline.run.account import UnitAccount
+from pipeline.run.lease import Heartbeat
+from pipeline.run.observer import JobObserver
 
 STAGE_WORDS = {
     "session": "starting Ray",

@@ -15,9 +15,9 @@ from jobs.display import counted, size_text
 from pipeline.settings.job_config import EMITTED
 
 if TYPE_CHECKING:  # they import torch
-    from pipeline.estimate import ChoiceEstimate, JobEstimate
-    from pipeline.forecast import DeadlineForecast, Forecast
-    from pipeline.probe import ProbeFigures
+    from pipeline.estimate.estimate import ChoiceEstimate, JobEstimate
+    from pipeline.estimate.forecast import DeadlineForecast, Forecast
+    from pipeline.estimate.probe import ProbeFigures
 
 LARGE_SHARD_BYTES = 1 << 30
 """A shard is built in memory: larger ones are worth a hint."""

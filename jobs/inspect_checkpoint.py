@@ -17,8 +17,8 @@ from bitwise_vae.checkpoint import read_checkpoint
 from bitwise_vae.checkpoint_tensors import tensors_from_bytes
 from bitwise_vae.model import BitwiseVAE
 from jobs.display import size_text
-from pipeline.codec import Codec, open_codec
-from pipeline.recognise import Found
+from pipeline.inspect.recognise import Found
+from pipeline.stages.codec import Codec, open_codec
 
 CONFIG_KEY = "config"
 CHARS_SHOWN = 120

@@ -25,13 +25,13 @@ from pipeline.contract.columns import token_schema
 from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
 from pipeline.contract.schema import EVERY_DATASETS_COLUMNS
 from pipeline.contract.specs import CodecSpec, Contract
-from pipeline.dataset_rows import OpenDataset, open_dataset, packed_bits, windows_of_clip
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.open_dataset import OpenDataset, open_dataset, packed_bits, windows_of_clip
 from pipeline.errors import ConfigError, InputNotFoundError
-from pipeline.manifest import Manifest
-from pipeline.motion_statistics import statistics_from_bytes
-from pipeline.recognise import Found, Kind, recognise
+from pipeline.inspect.recognise import Found, Kind, recognise
+from pipeline.inspect.token_shard import TokenShard, open_token_shard
 from pipeline.settings.job_config import JobConfig
-from pipeline.token_shard import TokenShard, open_token_shard
+from pipeline.statistics.motion_statistics import statistics_from_bytes
 
 WITH_WINDOWS = (Kind.DATASET, Kind.TOKEN_PARQUET, Kind.TOKEN_TAR)
 SHOWN = 5

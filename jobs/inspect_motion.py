@@ -14,12 +14,12 @@ from rich.table import Table
 from bitwise_vae.config import FLAME_GROUPS, MotionGroup
 from jobs.display import size_text
 from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
-from pipeline.motion_file import MAX_BYTES, MAX_CLIPS, MotionGlimpse, StoredField, glimpse_of, stored_fields
-from pipeline.recognise import Found
+from pipeline.inspect.motion_file import MAX_BYTES, MAX_CLIPS, MotionGlimpse, StoredField, glimpse_of, stored_fields
+from pipeline.inspect.recognise import Found
 from pipeline.settings.job_config import JobConfig
 from pipeline.sources.registry import SUFFIXES, format_of
+from pipeline.stages.measure import NO_RATE, ClipTally, hours_of
 from pipeline.storage import Folder, StoredFile
-from pipeline.unit_statistics import NO_RATE, ClipTally, hours_of
 
 FIELDS_SHOWN = 12
 

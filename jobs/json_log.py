@@ -15,10 +15,10 @@ from typing import Any, TextIO
 
 from jobs.display import IDS_SHOWN, LINE_INTERVAL_S
 from jobs.pace import Pace
-from pipeline.blocks import UnitAccount
-from pipeline.observer import JobObserver
-from pipeline.plan import Plan
-from pipeline.run_lease import Heartbeat
+from pipeline.plan.plan import Plan
+from pipeline.run.account import UnitAccount
+from pipeline.run.lease import Heartbeat
+from pipeline.run.observer import JobObserver
 
 
 class JsonLog(JobObserver):

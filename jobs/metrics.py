@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.pace import Pace
-from pipeline.blocks import UnitAccount
-from pipeline.flow import STATES, Flow
-from pipeline.observer import JobObserver
-from pipeline.plan import Plan
+from pipeline.plan.plan import Plan
+from pipeline.run.account import UnitAccount
+from pipeline.run.flow import STATES, Flow
+from pipeline.run.observer import JobObserver
 
 PREFIX = "motion_tokens_"
 COUNTERS = {

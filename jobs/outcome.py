@@ -11,9 +11,9 @@ from typing import Any
 
 from jobs.session import is_loss_of_ray, stop_behind
 from jobs.supervision import EXIT_INCOMPLETE, EXIT_STOPPED
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import MotionTokensError
-from pipeline.execution import JobRecord
-from pipeline.manifest import Manifest
+from pipeline.run.record import JobRecord
 
 EXIT_INTERNAL = 70
 

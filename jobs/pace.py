@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it imports pyarrow, whose threads would keep the command from being supervised
-    from pipeline.plan import Plan
+    from pipeline.plan.plan import Plan
 
 
 SPEED_SPAN_S = 20.0

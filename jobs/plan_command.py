@@ -19,11 +19,11 @@ from jobs.certain_work import is_work_certain
 from jobs.display import Display
 from jobs.estimate_table import print_estimate, print_forecast, print_probe, say
 from jobs.session import open_session
+from pipeline.run.stopping import stop_time
 from pipeline.settings.job_config import TokenizeRequest
-from pipeline.stopping import stop_time
 
 if TYPE_CHECKING:
-    from pipeline.job_plan import JobPlan
+    from pipeline.estimate.job_plan import JobPlan
 
 
 def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | None, console: Console) -> JobPlan:
@@ -45,7 +45,7 @@ def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | 
             return probe_s is not None and is_work_certain(whole, display)
 
         executor = stack.enter_context(open_session(run, is_certain))
-        from pipeline.job_plan import Asked, plan_job
+        from pipeline.estimate.job_plan import Asked, plan_job
 
         planned = plan_job(whole, executor, display, Asked(began, probe_s, stop_at))
     if json_file is not None:

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.dataset_rows import OpenDataset, open_dataset
-from pipeline.deep_verify import DeepRequest, prepare_deep
-from pipeline.gate import GateResult
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.open_dataset import OpenDataset, open_dataset
+from pipeline.job.gate import GateResult
 from pipeline.quality.certificate import Certificate, certify_sample
 from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder
+from pipeline.verify.deep import DeepRequest, prepare_deep
 
 
 def run_report(output: str, request: DeepRequest | None, config: JobConfig, console: Console) -> None:

@@ -21,9 +21,9 @@ from rich.table import Table
 
 from jobs.display import IDS_SHOWN, size_text
 from jobs.session import num_cores
-from pipeline.execution import JobRecord
-from pipeline.manifest import Manifest
-from pipeline.observer import JobObserver
+from pipeline.dataset.manifest import Manifest
+from pipeline.run.observer import JobObserver
+from pipeline.run.record import JobRecord
 from pipeline.storage import Folder
 
 PACKAGES = ("motion-tokens", "ray", "torch", "numpy", "pyarrow", "fsspec", "s3fs")

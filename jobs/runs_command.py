@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jobs.estimate_table import duration_text
 from pipeline.errors import InputNotFoundError
-from pipeline.run_history import ComparedRun, compare_runs, read_runs
+from pipeline.run.history import ComparedRun, compare_runs, read_runs
 from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder
 

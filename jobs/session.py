@@ -21,15 +21,15 @@ from typing import Any
 from jobs.ray_environment import set_for_driver
 from jobs.submit import TOKEN_HINT
 from jobs.supervision import EXIT_STOPPED
-from pipeline.blocks import UnitAccount
 from pipeline.errors import ConfigError, IncompleteError, MotionTokensError
-from pipeline.execution import Answer, Executor, TokenizeProgress, TokenizeStages
-from pipeline.export.tasks import Builder, Result, Task
-from pipeline.plan import Unit
-from pipeline.read_units import UnitReader
+from pipeline.executors.executor import Answer, Executor, TokenizeProgress, TokenizeStages
+from pipeline.plan.units import Unit
+from pipeline.run.account import UnitAccount
+from pipeline.run.stopping import Stopped, StopSwitch
+from pipeline.run.tasks import Builder, Result, Task
 from pipeline.settings.run_config import RunConfig
-from pipeline.stopping import Stopped, StopSwitch
-from pipeline.unit_statistics import UnitMeasurer, UnitStatistics
+from pipeline.stages.measure import UnitMeasurer, UnitStatistics
+from pipeline.stages.read import UnitReader
 
 NOISE_SHOWN_BYTES = 4000
 END_LIMIT_S = 20.0
@@ -125,8 +125,8 @@ def stop_behind(error: BaseException) -> Stopped | None:
 
 
 def _local_executor() -> Executor:
-    from pipeline.codec import pick_device
-    from pipeline.plain_loop import build_here, measure_here, tokenize_here
+    from pipeline.executors.plain_loop import build_here, measure_here, tokenize_here
+    from pipeline.stages.codec import pick_device
 
     return Executor(
         name="local",
@@ -186,13 +186,13 @@ def _cluster_executor(run: RunConfig) -> Executor:
 def _tokenize_with_ray(
     runs: Sequence[Sequence[Unit]], stages: TokenizeStages, progress: TokenizeProgress
 ) -> Iterator[UnitAccount]:
-    from pipeline.graph import tokenize_with_ray
+    from pipeline.executors.ray_graph import tokenize_with_ray
 
     return tokenize_with_ray(runs, stages, progress)
 
 
 def _build_with_ray(tasks: Sequence[Task], builder: Builder[Task, Result]) -> Iterator[Result]:
-    from pipeline.graph import build_with_ray
+    from pipeline.executors.ray_graph import build_with_ray
 
     return build_with_ray(tasks, builder)
 
@@ -200,13 +200,13 @@ def _build_with_ray(tasks: Sequence[Task], builder: Builder[Task, Result]) -> It
 def _measure_with_ray(
     runs: Sequence[Sequence[Unit]], measurer: UnitMeasurer, num_workers: int | None
 ) -> Iterator[UnitStatistics]:
-    from pipeline.stats_graph import measure_with_ray
+    from pipeline.executors.ray_statistics import measure_with_ray
 
     return measure_with_ray(runs, measurer, num_workers)
 
 
 def _survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
-    from pipeline.graph import survives_with_ray
+    from pipeline.executors.ray_graph import survives_with_ray
 
     return survives_with_ray(reader, unit)
 
@@ -216,7 +216,7 @@ def _answer_here(ask: Callable[[], Answer]) -> Answer:
 
 
 def _ask_with_ray(run: RunConfig, on_gpu: bool, ask: Callable[[], Answer]) -> Answer:
-    from pipeline.graph import ask_with_ray
+    from pipeline.executors.ray_graph import ask_with_ray
 
     place = {"GPU": (run.gpus_per_worker or 1.0) if on_gpu else 0.0, "CPU": 0.0 if on_gpu else 1.0}
     return ask_with_ray(ask, place, run.wait_for_resources_s)

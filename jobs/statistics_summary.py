@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jobs.display import counted
 from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
-from pipeline.motion_statistics import MotionStatistics
+from pipeline.statistics.motion_statistics import MotionStatistics
 
 DIMS_SHOWN = 12
 

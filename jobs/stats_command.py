@@ -18,11 +18,11 @@ from jobs.display import counted, size_text
 from jobs.session import open_session
 from jobs.statistics_summary import print_statistics
 from pipeline.errors import ConfigError, OutputMismatchError
-from pipeline.plan import Plan
-from pipeline.statistics_job import StatisticsObserver, StatisticsRequest, measure_motion
-from pipeline.statistics_picture import picture_of
+from pipeline.plan.plan import Plan
+from pipeline.stages.measure import UnitStatistics
+from pipeline.statistics.picture import picture_of
+from pipeline.statistics.statistics_job import StatisticsObserver, StatisticsRequest, measure_motion
 from pipeline.storage import parent_and_name, without_secrets
-from pipeline.unit_statistics import UnitStatistics
 
 LINE_INTERVAL_S = 5.0
 

@@ -24,7 +24,7 @@ from jobs.program import program_text
 from jobs.submit import MEANINGS, JobServer, JobState, Surroundings, check_job_id, new_job_id
 from jobs.supervision import EXIT_STOPPED
 from pipeline.errors import ConfigError
-from pipeline.stopping import Stopped
+from pipeline.run.stopping import Stopped
 
 OWN_COMMANDS = frozenset({"submit", "status", "logs", "stop"})
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,22 +25,18 @@ from jobs.outcome import described_run, outcome_of_dataset, outcome_of_error
 from jobs.program import program_text
 from jobs.run_record import RecordNotes, new_run_id, print_summary, write_run_record
 from jobs.session import are_metrics_taken, open_session, stop_signals
+from pipeline.dataset.manifest import Manifest, read_manifest, read_staged
 from pipeline.errors import GateFailedError, MotionTokensError
-from pipeline.execution import JobRecord
-from pipeline.manifest import Manifest, read_manifest, read_staged
-from pipeline.observer import Audience, JobObserver
+from pipeline.run.observer import Audience, JobObserver
+from pipeline.run.record import JobRecord
+from pipeline.run.stopping import StopSwitch, stop_time
 from pipeline.settings.job_config import TokenizeRequest
 from pipeline.settings.run_config import RunConfig
-from pipeline.stopping import StopSwitch, stop_time
 from pipeline.storage import Folder, read_text, without_secrets
 
-
-@dataclass(frozen=True)
-class Tokenized:
-    """What a finished command leaves: the manifest, and the account of the run."""
-
-    manifest: Manifest
-    record: JobRecord
+if TYPE_CHECKING:  # they import torch
+    from pipeline.job.gate import GateResult
+    from pipeline.job.tokenize_job import Tokenized
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class _Run:
     def write_record(self) -> None:
         """Write run.json."""
         if self.forecast:
-            from pipeline.forecast import compared_forecast
+            from pipeline.estimate.forecast import compared_forecast
 
             plan = self.record.notes.get("plan")
             self.record.notes["estimate"] = compared_forecast(self.forecast, self.record, plan)
@@ -104,13 +100,14 @@ def run_tokenize(request: TokenizeRequest, console: Console, prepare: Callable[[
     with _end_told(run):
         prepare()
         run.forecast.update(_forecast_of(config))
-        manifest = _tokenize(run)
-        if run.record.already_complete:
-            run.outcome.update(outcome_of_dataset(manifest))
+        done = _tokenize(run)
+        if done.gate is None:
+            run.outcome.update(outcome_of_dataset(done.manifest))
             run.console.print("already complete: every unit is tokenized and published", highlight=False)
         else:
-            _finish(run, manifest)
-    return Tokenized(manifest, run.record)
+            _require_passed(run, done.gate)
+            _finish(run, done.manifest, done.gate)
+    return done
 
 
 def console_of(config: RunConfig, console: Console) -> Console:
@@ -121,13 +118,13 @@ def console_of(config: RunConfig, console: Console) -> Console:
 def _forecast_of(config: RunConfig) -> dict[str, Any]:
     if config.estimate is None:
         return {}
-    from pipeline.forecast import read_forecast
+    from pipeline.estimate.forecast import read_forecast
 
     return read_forecast(read_text(config.estimate, config.storage_options), without_secrets(config.estimate))
 
 
-def _tokenize(run: _Run) -> Manifest:
-    """Run the job; an error leaves run.json where work was done, and the report where the gate failed."""
+def _tokenize(run: _Run) -> Tokenized:
+    """Run the job; an error leaves run.json where work was done."""
     config, record = run.config, run.record
     stop_at = stop_time(config.deadline, config.max_runtime)
     stop = StopSwitch(config.grace_s, stop_at)
@@ -135,19 +132,16 @@ def _tokenize(run: _Run) -> Manifest:
         observer = stack.enter_context(_watched(run, stop_at))
         executor = stack.enter_context(open_session(config, partial(is_work_certain, run.request, observer)))
         stack.enter_context(stop_signals(stop))
-        from pipeline.tokenize_job import JobControl, tokenize_dataset
+        from pipeline.job.tokenize_job import JobControl, tokenize_dataset
 
         record.lap("start")
         record.notes["executor"] = executor.name
         try:
             return tokenize_dataset(run.request, executor, observer, record, JobControl(run.run_id, stop))
         except MotionTokensError as error:
-            is_staged = isinstance(error, GateFailedError)
             run.outcome.update(outcome_of_error(error))
-            if record.counts["units"] or is_staged:
+            if record.counts["units"]:
                 run.write_record()
-            if is_staged:
-                _report_staged(run)
             raise
 
 
@@ -174,31 +168,39 @@ def _watched(run: _Run, stop_at: float | None) -> Iterator[JobObserver]:
         yield Audience(watching)
 
 
-def _finish(run: _Run, manifest: Manifest) -> None:
+def _finish(run: _Run, manifest: Manifest, gate: GateResult) -> None:
     """Write run.json and the report of a dataset that was published, and tell about it."""
     record, console = run.record, run.console
     run.outcome.update(outcome_of_dataset(manifest))
     run.write_record()
     print_summary(console, run.output, manifest, record)
     console.print(f"  run record {run.outcome['run_record']}", highlight=False)
-    if record.gate is not None:
-        from jobs.report_command import print_gate, report_of_run
+    from jobs.report_command import print_gate, report_of_run
 
-        print_gate(record.gate, manifest, console)
-        if run.config.report:
-            report_of_run(run.output, manifest, record.gate, console)
+    print_gate(gate, manifest, console)
+    if run.config.report:
+        report_of_run(run.output, manifest, gate, console)
     place = escape(shlex.quote(run.place))
     console.print(f"  prove it   {escape(program_text())} verify {place}", highlight=False, soft_wrap=True)
 
 
-def _report_staged(run: _Run) -> None:
-    """Write the report of a dataset whose gate failed: it shows what is wrong."""
-    manifest = read_staged(run.output) or read_manifest(run.output)
-    gate = run.record.gate
-    if run.config.report and gate is not None and manifest is not None and manifest.status == "staged":
-        from jobs.report_command import report_of_run
+def _require_passed(run: _Run, gate: GateResult) -> None:
+    """Go on where the gate lets the dataset pass; else leave run.json and a report, which shows what is wrong.
 
-        report_of_run(run.output, manifest, gate, run.console)
+    Raises:
+        GateFailedError: the gate failed and is enforced.
+    """
+    try:
+        gate.require_passed(str(run.output))
+    except GateFailedError as error:
+        run.outcome.update(outcome_of_error(error))
+        run.write_record()
+        manifest = read_staged(run.output) or read_manifest(run.output)
+        if run.config.report and manifest is not None and manifest.status == "staged":
+            from jobs.report_command import report_of_run
+
+            report_of_run(run.output, manifest, gate, run.console)
+        raise
 
 
 @contextmanager
@@ -216,8 +218,9 @@ def _end_told(run: _Run) -> Iterator[None]:
 
 def _tell_end(run: _Run) -> None:
     end = described_run(run.run_id, run.place, run.record, run.outcome)
-    if run.record.gate is not None and run.record.gate.findings:
-        end["gate_findings"] = list(run.record.gate.findings)
+    findings = run.record.notes.get("gate", {}).get("findings")
+    if findings:
+        end["gate_findings"] = findings
     if run.log is not None:
         run.log.say("end", end, "info" if end["exit_code"] == 0 else "error")
     for line in notify(run.config.notify, end):

@@ -23,12 +23,12 @@ from bitwise_vae.evaluation import Evaluation
 from bitwise_vae.training import CurvePoint, Trainer
 from bitwise_vae.training_task import Peers, TrainingSettings, TrainingTask
 from jobs.session import ray_running
-from pipeline.codec import pick_device
 from pipeline.errors import ConfigError, IncompleteError
 from pipeline.settings.job_config import JobConfig
+from pipeline.stages.codec import pick_device
 from pipeline.storage import Folder, read_text
-from pipeline.train_job import CODEC, SUMMARY, TrainObserver, check_output, fit_codec
-from pipeline.training_motion import (
+from pipeline.training.train_job import CODEC, SUMMARY, TrainObserver, check_output, fit_codec
+from pipeline.training.training_motion import (
     MotionRequest,
     TrainingMotion,
     divided,

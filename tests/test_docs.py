@@ -19,7 +19,7 @@ from pipeline.contract.drop_reasons import DropReason
 from pipeline.contract.resolve import corpus_spec, export_spec
 from pipeline.contract.specs import CodecSpec, TokenSpec
 from pipeline.contract.windows import WindowRule, window_starts
-from pipeline.manifest import Manifest
+from pipeline.dataset.manifest import Manifest
 from pipeline.settings.job_config import JobConfig, all_keys, load_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,9 +15,9 @@ from cronsim import CronSim, CronSimError
 
 from jobs.deploy.grace import drain_s
 from pipeline.errors import ConfigError
+from pipeline.run.stopping import seconds_of, time_left
 from pipeline.settings.deploy_config import DeployConfig
 from pipeline.settings.job_config import JobConfig
-from pipeline.stopping import seconds_of, time_left
 
 TICKS = 400
 """So many ticks of a schedule are looked at: more than a year of nights."""

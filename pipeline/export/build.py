@@ -15,12 +15,12 @@ import pyarrow as pa
 from pipeline.contract.columns import token_schema
 from pipeline.contract.schema import TOKEN_ROW_GROUP_ROWS
 from pipeline.contract.specs import Contract
+from pipeline.dataset.manifest import ShardFile
+from pipeline.dataset.parquet_shard import shard_to_parquet
+from pipeline.dataset.tar_shard import shard_to_tar
+from pipeline.dataset.token_store import TokenStore
 from pipeline.export.layout import ShardLayout, shuffled_order
-from pipeline.export.parquet import shard_to_parquet
-from pipeline.export.webdataset import shard_to_tar
-from pipeline.manifest import ShardFile
 from pipeline.storage import Folder
-from pipeline.token_store import TokenStore
 
 MAX_SLICES = 16
 """Above so many, copying rows takes less time than putting slices together."""

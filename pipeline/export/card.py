@@ -10,8 +10,8 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pipeline.contract.columns import emitted_columns, side_fields
-from pipeline.export.webdataset import window_bytes
-from pipeline.manifest import Manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.tar_shard import window_bytes
 
 
 def dataset_card(manifest: Manifest) -> str:

@@ -15,29 +15,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.blocks import count_drops
 from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
 from pipeline.contract.specs import Contract, ExportSpec
-from pipeline.drop_limit import check_dropped
+from pipeline.dataset.counts import count_drops
+from pipeline.dataset.manifest import GateRecord, Manifest, OtherFile, ShardFile, Status, shards_txt
+from pipeline.dataset.paths import CONSTANTS_PATH, WINDOW_INDEX_PATH
+from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import NoClipLeftError
 from pipeline.export.build import Fragment, ShardBuilder
 from pipeline.export.card import dataset_card
 from pipeline.export.clips import ClipTable, content_of_clips, join_ledgers, resolve_duplicates
 from pipeline.export.index import clip_index, count_clips, quarantine, table_to_parquet, unit_index
-from pipeline.export.publish import WINDOW_INDEX_PATH, Exported
+from pipeline.export.publish import Exported
 from pipeline.export.reuse import StandingShards
 from pipeline.export.selection import check_columns, judge_clips, keep_passing, unknown_ids
 from pipeline.export.shards import ClipsToExport, build_shards
 from pipeline.export.shuffle import TASK_BYTES
 from pipeline.export.splits import assign_splits
-from pipeline.export.tasks import RunTasks
 from pipeline.hashing import digest_of
-from pipeline.manifest import GateRecord, Manifest, OtherFile, ShardFile, Status, shards_txt
-from pipeline.observer import JobObserver
-from pipeline.plan import units_digest
-from pipeline.read_units import ClipFilter
+from pipeline.plan.plan import units_digest
+from pipeline.run.drop_limit import check_dropped
+from pipeline.run.observer import JobObserver
+from pipeline.run.tasks import RunTasks
+from pipeline.sources.clip_filter import ClipFilter
 from pipeline.storage import Folder
-from pipeline.token_store import CONSTANTS_PATH, TokenStore
 
 
 @dataclass(frozen=True)

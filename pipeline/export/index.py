@@ -14,16 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.blocks import count_drops
 from pipeline.contract.schema import (
     CLIP_INDEX_SCHEMA,
     QUARANTINE_SCHEMA,
     UNIT_INDEX_SCHEMA,
 )
+from pipeline.dataset.counts import count_drops
+from pipeline.dataset.manifest import SplitCounts
 from pipeline.export.clips import ClipTable
 from pipeline.export.layout import ShardLayout
 from pipeline.export.splits import Splits
-from pipeline.manifest import SplitCounts
 
 ROWS_A_GROUP = 4096
 """Of the tables beside the shards: what their writer holds at once."""

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pipeline.dataset.manifest import Manifest, publish_manifest, publish_version_record, stage_manifest, version_path
+from pipeline.dataset.paths import WINDOW_INDEX_PATH
+from pipeline.dataset.token_store import TokenStore
 from pipeline.export.reuse import Recipes
-from pipeline.manifest import Manifest, publish_manifest, publish_version_record, stage_manifest, version_path
-from pipeline.plan import Plan
+from pipeline.plan.plan import Plan
 from pipeline.storage import Folder
-from pipeline.token_store import TokenStore
 
-WINDOW_INDEX_PATH = "index/windows.parquet"
 ALWAYS_WRITTEN = ("README.md", "constants.npz", "index/clips.parquet", "index/units.parquet", "quarantine.parquet")
 """Files beside the shards; shuffled exports add the window index, WebDataset a shards.txt a split."""
 

@@ -14,12 +14,12 @@ from functools import lru_cache
 import numpy as np
 
 from pipeline.contract.specs import Contract
+from pipeline.dataset.manifest import ShardFile, read_manifest
+from pipeline.dataset.token_store import TokenStore
 from pipeline.export.build import ShardResult, ShardTask
 from pipeline.export.clips import ClipTable
 from pipeline.hashing import canonical_json, digest_of
-from pipeline.manifest import ShardFile, read_manifest
 from pipeline.storage import Folder
-from pipeline.token_store import TokenStore
 
 Recipes = Sequence[str]
 """One hash a shard, shards in order; "" where a shard is made anew each time."""

@@ -22,8 +22,8 @@ from pipeline.contract.windows import valid_frames, window_starts
 from pipeline.errors import ConfigError, DataError
 from pipeline.export.clips import CLIPS_AT_ONCE, ClipTable, Spans, texts_of, with_values
 from pipeline.export.splits import split_shares
-from pipeline.read_units import ClipFilter
 from pipeline.settings.where import Where, constant, unknown_column
+from pipeline.sources.clip_filter import ClipFilter
 
 CLIP_KINDS = {"clip_id": "string", "source": "string", "num_frames": "int64"}
 """Columns that every clip has, and their kinds."""

@@ -12,16 +12,16 @@ from itertools import chain
 import numpy as np
 
 from pipeline.contract.specs import ExportSpec
+from pipeline.dataset.manifest import ShardFile
 from pipeline.export.build import Fragment, Renames, ShardBuilder, ShardResult, ShardTask
 from pipeline.export.clips import ClipTable
 from pipeline.export.layout import ShardLayout, lay_out_shards
 from pipeline.export.reuse import Recipes, StandingShards, recipes_of
 from pipeline.export.shuffle import TASK_BYTES, lay_out_shuffle
 from pipeline.export.splits import Splits
-from pipeline.export.tasks import RunTasks
 from pipeline.export.window_index import WindowIndex
-from pipeline.manifest import ShardFile
-from pipeline.observer import JobObserver
+from pipeline.run.observer import JobObserver
+from pipeline.run.tasks import RunTasks
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.contract.specs import ExportSpec
+from pipeline.dataset.paths import DEALT_PATH
 from pipeline.errors import IncompleteError
 from pipeline.export.build import Fragment, Renames, ShardBuilder, ShardResult, plain_rows, select_rows
 from pipeline.export.clips import ClipTable
 from pipeline.export.layout import pieces_of_units
 from pipeline.export.permutation import Permutation
 from pipeline.export.splits import Splits
-from pipeline.export.tasks import RunTasks
 from pipeline.hashing import digest_of
+from pipeline.run.tasks import RunTasks
 from pipeline.storage import Folder
 
 Int64s = NDArray[np.int64]
 
-DEALT_PATH = "_store/shuffle"
-"""Folder of the dealt rows in an output: there while a global shuffle runs, and after it was killed."""
 
 TASK_BYTES = 64 << 20
 """Token rows that a task holds, about; three to four times as much while it sorts or writes them."""

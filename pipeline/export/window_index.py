@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.contract.schema import WINDOW_INDEX_SCHEMA
+from pipeline.dataset.ledger import table_from_ipc, table_to_ipc
 from pipeline.storage import Scratch
-from pipeline.token_store import table_from_ipc, table_to_ipc
 
 
 class WindowIndex:

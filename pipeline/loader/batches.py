@@ -13,10 +13,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.audio import decode_sound
 from pipeline.contract.schema import AUDIO_ARRAYS, RESERVED_COLUMNS, WINDOW_NUMBERS
 from pipeline.errors import ConfigError
 from pipeline.loader.row_groups import Column
+from pipeline.sources.audio import decode_sound
 
 Batch = dict[str, Any]
 """Tensors by name, lists of plain values for text and carried columns: numbers too, since any may be missing."""

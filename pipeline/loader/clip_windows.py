@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.dataset.manifest import Manifest, read_beside
+from pipeline.dataset.paths import WINDOW_INDEX_PATH
 from pipeline.errors import InputNotFoundError, VerifyError
-from pipeline.export.publish import WINDOW_INDEX_PATH
-from pipeline.manifest import Manifest, read_beside
 from pipeline.storage import Folder
 
 IntArray = NDArray[np.int64]

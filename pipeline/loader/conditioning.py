@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from pipeline.contract.specs import CodecSpec
+from pipeline.dataset.manifest import Manifest, read_beside
+from pipeline.dataset.paths import CONSTANTS_PATH
 from pipeline.errors import ConfigError, VerifyError
 from pipeline.hashing import hash64
 from pipeline.loader.batches import Batch
-from pipeline.manifest import Manifest, read_beside
 from pipeline.storage import Folder
-from pipeline.token_store import CONSTANTS_PATH
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.contract.specs import CodecSpec, Contract
+from pipeline.dataset.manifest import Manifest, read_manifest, read_version, split_version
 from pipeline.errors import ContractMismatchError, InputNotFoundError, OutputMismatchError
 from pipeline.hashing import canonical_json
-from pipeline.manifest import Manifest, read_manifest, read_version, split_version
 from pipeline.storage import Folder
 
 

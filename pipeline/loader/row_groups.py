@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from pipeline.contract.columns import array_columns
 from pipeline.contract.schema import CONTRACT_KEY, RESERVED_COLUMNS
 from pipeline.contract.specs import Contract
+from pipeline.dataset.manifest import ShardFile
 from pipeline.errors import ConfigError, VerifyError
 from pipeline.hashing import canonical_json
-from pipeline.manifest import ShardFile
 from pipeline.storage import Folder, StoredFile
 
 Check = Literal["auto", "size", "sha256"]

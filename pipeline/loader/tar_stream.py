@@ -20,13 +20,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from pipeline.contract.columns import array_columns
 from pipeline.contract.schema import AUDIO_ARRAYS, WINDOW_NUMBERS
 from pipeline.contract.specs import CodecSpec
+from pipeline.dataset.manifest import ShardFile
 from pipeline.errors import ConfigError, StreamStateError, VerifyError
 from pipeline.export.layout import shuffled_order
 from pipeline.hashing import hash64
 from pipeline.loader.batches import Batch, collate, is_per_window, sound_of_bytes
 from pipeline.loader.opening import open_published, require_codec, shards_of_split
 from pipeline.loader.stream import Ranks, shared_numbers
-from pipeline.manifest import ShardFile
 
 BUFFER_SAMPLES = 4096
 """Samples among which the next one is drawn, in each process."""

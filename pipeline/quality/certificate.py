@@ -21,12 +21,12 @@ from bitwise_vae.encode import PRECISIONS, WindowEncoder
 from bitwise_vae.flips import flip_pairs
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.quantizer import code_from_bits, pool_frames, spread_tokens
-from pipeline.codec import pick_device
 from pipeline.contract.flip_seeds import flip_seeds
 from pipeline.contract.specs import Contract, FlipRule
-from pipeline.dataset_rows import BitCounts
+from pipeline.dataset.open_dataset import BitCounts
 from pipeline.quality.sample import WindowSample
 from pipeline.settings.job_config import FlipConfig
+from pipeline.stages.codec import pick_device
 
 EXACT_WINDOWS = 4
 """Windows encoded together in float64."""

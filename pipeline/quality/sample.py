@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.blocks import MotionBlock
 from pipeline.contract.drop_reasons import DropReason
 from pipeline.contract.specs import CodecSpec
-from pipeline.dataset_rows import packed_bits
+from pipeline.dataset.open_dataset import packed_bits
+from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import VerifyError
 from pipeline.hashing import hash64
-from pipeline.plan import Unit
-from pipeline.read_units import UnitReader
-from pipeline.token_store import TokenStore
+from pipeline.plan.units import Unit
+from pipeline.stages.blocks import MotionBlock
+from pipeline.stages.read import UnitReader
 
 SAMPLE_UNITS, SAMPLE_BYTES = 16, 256 << 20
 """Units that a sample is drawn from at most, and bytes of their input, beyond the first unit."""

@@ -9,17 +9,17 @@ import json
 import math
 from typing import Any
 
-from pipeline.codec import Codec
-from pipeline.dataset_rows import OpenDataset
-from pipeline.deep_verify import DeepJob
+from pipeline.dataset.open_dataset import OpenDataset
+from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import InputNotFoundError
 from pipeline.quality.decoding import Float32s
 from pipeline.quality.sample import WindowSample, draw_sample
-from pipeline.read_units import UnitReader
 from pipeline.report.measure import REPORT_WINDOWS, decode_and_certify, measure_report, metrics
 from pipeline.report.page import report_page
 from pipeline.report.pictures import draw_pictures
-from pipeline.token_store import TokenStore
+from pipeline.stages.codec import Codec
+from pipeline.stages.read import UnitReader
+from pipeline.verify.deep import DeepJob
 
 REPORT_FOLDER = "report"
 STAGED_REPORT_FOLDER = "report/staged"

@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from bitwise_vae.checkpoint import read_checkpoint
 from bitwise_vae.metrics import CodeFigures, CodeStatistics
 from bitwise_vae.model import BitwiseVAE
-from pipeline.codec import pick_device
 from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
 from pipeline.contract.specs import Contract
-from pipeline.dataset_rows import OpenDataset, packed_bits
+from pipeline.dataset.open_dataset import OpenDataset, packed_bits
 from pipeline.hashing import hash64
 from pipeline.quality.certificate import Certificate, certify_sample
 from pipeline.quality.decoding import Float32s, SampleFigures, decode_sample, measure_sample
 from pipeline.quality.sample import WindowSample
-from pipeline.run_history import read_runs
+from pipeline.run.history import read_runs
+from pipeline.stages.codec import pick_device
 
 REPORT_WINDOWS, SCALE_WINDOWS, CERTIFIED_WINDOWS = 64, 8, 8
 """Windows that are decoded; that are decoded with fewer scales; that are encoded again."""

@@ -12,10 +12,10 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from pipeline.manifest import Manifest
+from pipeline.dataset.manifest import Manifest
 from pipeline.quality.decoding import SampleFigures
 from pipeline.report.measure import NUM_SOURCES, NUM_WORST, Report
-from pipeline.time_account import who_waits
+from pipeline.run.time_account import who_waits
 
 STATUS_WORDS = {
     "complete": "Decoded motion is as close to the recorded as the codec's own record promises.",

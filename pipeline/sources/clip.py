@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.audio import ClipAudio, seconds_beyond_motion
 from pipeline.contract.carried import as_kind, kind_of_value
 from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
 from pipeline.contract.specs import AudioRule, CarriedColumn, CodecSpec, CorpusSpec
-from pipeline.sources.sizes import growth_fault
+from pipeline.sources.audio import ClipAudio, seconds_beyond_motion
+from pipeline.sources.limits import growth_fault
 
 MAX_CLIP_ID_CHARS = 1024
 MAX_TEXT_CHARS = 2048

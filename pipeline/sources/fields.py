@@ -16,16 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.audio import require_soundfile
 from pipeline.contract.carried import fields_to_carry, kind_of_type, kind_of_value
 from pipeline.contract.drop_reasons import ClipError
 from pipeline.contract.schema import CarriedKind
 from pipeline.errors import ConfigError
 from pipeline.settings.job_config import InputConfig
-from pipeline.sources.arrays import ZIP_FAULTS, array_from_npy, empty_like_npy
+from pipeline.sources.audio import require_soundfile
 from pipeline.sources.clip import Part
+from pipeline.sources.formats.arrays import ZIP_FAULTS, array_from_npy, empty_like_npy
+from pipeline.sources.formats.webdataset import json_fields, member_head, sample_members
 from pipeline.sources.registry import format_of
-from pipeline.sources.webdataset import json_fields, member_head, sample_members
 from pipeline.storage import Folder, InputRoot
 
 MAX_FILES = 1000
@@ -198,7 +198,7 @@ def _arrays(folder: Folder, path: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _arrays_of_first_value(folder: Folder, path: str) -> Iterator[tuple[str, str | None]]:
-    from pipeline.sources.lmdb import first_value
+    from pipeline.sources.formats.lmdb import first_value
 
     yield from _arrays_in(io.BytesIO(first_value(folder, path)))
 

@@ -6,11 +6,12 @@ Readers are imported when the first file of their format is met.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.contract.drop_reasons import ClipProblem
 from pipeline.contract.specs import CodecSpec, CorpusSpec
-from pipeline.errors import InputFormatError, StorageError
+from pipeline.errors import InputFormatError, InputNotFoundError, StorageError
 from pipeline.sources.clip import Part, RawClip
 from pipeline.storage import Folder, InputRoot, StoredFile, open_inputs
 
@@ -58,7 +59,7 @@ def open_readable(inputs: Sequence[str], configured: str, options: Mapping[str, 
     for root in roots:
         for file in root.files:
             if format_of(file.path, configured) == "lmdb":
-                from pipeline.sources.lmdb import check_lmdb
+                from pipeline.sources.formats.lmdb import check_lmdb
 
                 check_lmdb(root.folder, file.path)
     return roots
@@ -77,22 +78,40 @@ def cut_file(folder: Folder, input_name: str, file: StoredFile, corpus: CorpusSp
         return [whole]
     try:
         if whole.format == "parquet":
-            from pipeline.sources.parquet import cut_parquet
+            from pipeline.sources.formats.parquet import cut_parquet
 
             return cut_parquet(folder, whole, corpus)
         if whole.format == "webdataset":
-            from pipeline.sources.webdataset import cut_webdataset
+            from pipeline.sources.formats.webdataset import cut_webdataset
 
             return cut_webdataset(folder, whole, corpus)
         if whole.format == "lmdb":
-            from pipeline.sources.lmdb import cut_lmdb
+            from pipeline.sources.formats.lmdb import cut_lmdb
 
             return cut_lmdb(folder, whole, corpus)
     except OSError as error:
         raise _storage_error(folder, whole, error) from error
-    from pipeline.sources.arrays import cut_arrays
+    from pipeline.sources.formats.arrays import cut_arrays
 
     return cut_arrays(whole, file)
+
+
+def finest_parts(folders: Mapping[str, Folder], parts: Sequence[Part], corpus: CorpusSpec) -> Iterator[Part]:
+    """Yield parts cut as small as their format allows, in the order in which they are read.
+
+    Args:
+        folders: input name -> its folder.
+
+    Raises:
+        StorageError: storage does not answer.
+    """
+    smallest = corpus.model_copy(update={"unit_bytes": 1})
+    for part in parts:
+        folder = folders[part.input_name]
+        file = folder.stat(part.path)
+        for fine in [part] if file is None else cut_file(folder, part.input_name, file, smallest):
+            if (part.start or 0) <= (fine.start or 0) and (part.stop is None or (fine.start or 0) < part.stop):
+                yield fine
 
 
 def read_part(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpec) -> Iterator[RawClip | ClipProblem]:
@@ -109,18 +128,18 @@ def read_part(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpec) 
 
 def _reader_of(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpec) -> Iterator[RawClip | ClipProblem]:
     if part.format == "parquet":
-        from pipeline.sources.parquet import read_parquet
+        from pipeline.sources.formats.parquet import read_parquet
 
         return read_parquet(folder, part, corpus, codec)
     if part.format == "webdataset":
-        from pipeline.sources.webdataset import read_webdataset
+        from pipeline.sources.formats.webdataset import read_webdataset
 
         return read_webdataset(folder, part, corpus)
     if part.format == "lmdb":
-        from pipeline.sources.lmdb import read_lmdb
+        from pipeline.sources.formats.lmdb import read_lmdb
 
         return read_lmdb(folder, part, corpus)
-    from pipeline.sources.arrays import read_arrays
+    from pipeline.sources.formats.arrays import read_arrays
 
     return read_arrays(folder, part, corpus)
 
@@ -130,3 +149,24 @@ def _storage_error(folder: Folder, part: Part, error: OSError) -> StorageError:
         f"cannot read {part.path} in {folder!r}: {type(error).__name__}: {error.strerror or error}; "
         "run the same command again to list the input anew"
     )
+
+
+def open_motion(inputs: Sequence[str], output: Folder, motion_format: str) -> list[InputRoot]:
+    """Return the inputs of a job on an output, which is no motion of its own where it lies inside one of them.
+
+    Raises:
+        InputNotFoundError: an input is missing or holds no motion.
+        InputFormatError: a file named directly has an unknown suffix.
+    """
+    return [_without_output(root, output) for root in open_readable(inputs, motion_format, output.options)]
+
+
+def _without_output(root: InputRoot, output: Folder) -> InputRoot:
+    """Leave out what stands in the output, where that lies inside an input: our shards are no motion."""
+    inside = output.path_below(root.folder)
+    if inside is None:
+        return root
+    files = tuple(file for file in root.files if not f"{file.path}/".startswith(f"{inside}/" if inside else ""))
+    if not files:
+        raise InputNotFoundError(f"{output} is both input and output: name another output folder")
+    return replace(root, files=files)

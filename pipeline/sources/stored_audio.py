@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.audio import ClipAudio, decode_sound, mono_samples, rate_fault, sound_length
 from pipeline.contract.drop_reasons import ClipError, DropReason
 from pipeline.contract.specs import AudioRule
+from pipeline.sources.audio import ClipAudio, decode_sound, mono_samples, rate_fault, sound_length
 from pipeline.sources.clip import Part, printable, qualified
-from pipeline.sources.sizes import clip_bytes_fault
+from pipeline.sources.limits import clip_bytes_fault
 from pipeline.storage import Folder, StoredFile
 
 _MAX_PATH_CHARS, _MAX_NAME_BYTES = 1024, 255

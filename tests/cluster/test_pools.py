@@ -15,13 +15,14 @@ import ray
 
 from jobs.session import open_session, stop_behind
 from pipeline.errors import ResourcesError
-from pipeline.execution import WRITER_CPUS, JobRecord, TokenizeProgress, num_writers
-from pipeline.graph import READER_CPUS, Watch, build_with_ray, gpu_calls_ahead, start_hub
-from pipeline.observer import JobObserver
-from pipeline.plan import Unit
+from pipeline.executors.executor import WRITER_CPUS, TokenizeProgress, num_writers
+from pipeline.executors.ray_graph import READER_CPUS, Watch, build_with_ray, gpu_calls_ahead, start_hub
+from pipeline.job.tokenize_job import cpu_share
+from pipeline.plan.units import Unit
+from pipeline.run.observer import JobObserver
+from pipeline.run.record import JobRecord
+from pipeline.run.stopping import StopSwitch
 from pipeline.settings.job_config import load_config
-from pipeline.stopping import StopSwitch
-from pipeline.tokenize_job import cpu_share
 
 RUN = Path(__file__).with_name("pool_run.py")
 

@@ -59,9 +59,9 @@ from typer.testing import CliRunner
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
-from pipeline.manifest import read_manifest
+from pipeline.dataset.manifest import read_manifest
 from pipeline.storage import Folder
-from pipeline.verify import verify_dataset
+from pipeline.verify.dataset import verify_dataset
 
 MAX_RUNS = 5
 

@@ -39,7 +39,7 @@ from pipeline.contract.specs import CodecSpec, CorpusSpec, WindowRule
 from pipeline.sources.clip import RawClip, prepare_clip
 from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder
-import pipeline.sources.parquet, pipeline.sources.webdataset
+import pipeline.sources.formats.parquet, pipeline.sources.formats.webdataset
 
 codec = CodecSpec(weights="", statistics="", motion_dim=4, code_dim=8, patch_nums=(1, 2, 5), hidden_dim=8, depth=1,
                   num_heads=1, fps=25)

@@ -13,18 +13,19 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.codec import open_codec
 from pipeline.contract.specs import Contract, Numerics, TokenSpec
+from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import OutputMismatchError
-from pipeline.execution import JobRecord, TokenizeProgress, TokenizeStages
-from pipeline.observer import JobObserver
-from pipeline.plan import make_plan
-from pipeline.read_units import UnitReader
-from pipeline.stopping import StopSwitch
+from pipeline.executors.executor import TokenizeProgress, TokenizeStages
+from pipeline.plan.plan import make_plan
+from pipeline.run.observer import JobObserver
+from pipeline.run.record import JobRecord
+from pipeline.run.stopping import StopSwitch
+from pipeline.stages.codec import open_codec
+from pipeline.stages.read import UnitReader
+from pipeline.stages.tokenize_stage import TokenizerSettings
+from pipeline.stages.write import FragmentWriter
 from pipeline.storage import Folder, open_inputs
-from pipeline.token_store import TokenStore
-from pipeline.tokenizer_actor import TokenizerSettings
-from pipeline.write_fragments import FragmentWriter
 
 NUM_CLIPS = 24
 
@@ -36,7 +37,7 @@ def corpus(tmp_path_factory, write_job):
 
 
 def test_a_worker_of_other_numerics_refuses_by_name(corpus, tmp_path, make_corpus, ray_local):
-    from pipeline.graph import tokenize_with_ray
+    from pipeline.executors.ray_graph import tokenize_with_ray
 
     codec = open_codec(str(corpus / "codec.safetensors"))
     spec = TokenSpec(codec=codec.spec, corpus=make_corpus(unit_files=1))

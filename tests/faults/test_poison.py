@@ -12,16 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
-from pipeline.execution import Executor, JobRecord
-from pipeline.manifest import read_manifest
-from pipeline.observer import JobObserver
-from pipeline.read_units import UnitReader
+from pipeline.dataset.manifest import read_manifest
+from pipeline.executors.executor import Executor
+from pipeline.job.tokenize_job import JobControl, tokenize_dataset
+from pipeline.run.observer import JobObserver
+from pipeline.run.record import JobRecord
+from pipeline.run.stopping import StopSwitch
 from pipeline.settings.job_config import TokenizeRequest, load_config
-from pipeline.statistics_job import StatisticsObserver, StatisticsRequest, measure_motion
-from pipeline.stopping import StopSwitch
+from pipeline.stages.read import UnitReader
+from pipeline.statistics.statistics_job import StatisticsObserver, StatisticsRequest, measure_motion
 from pipeline.storage import Folder
-from pipeline.tokenize_job import JobControl, tokenize_dataset
-from pipeline.verify import verify_dataset
+from pipeline.verify.dataset import verify_dataset
 
 POISON = ("lethal", "table/7")
 
@@ -44,8 +45,8 @@ def lethal(reader):
 def executor(ray_local):
     from ray import cloudpickle
 
-    from pipeline.graph import build_with_ray, survives_with_ray, tokenize_with_ray
-    from pipeline.stats_graph import measure_with_ray
+    from pipeline.executors.ray_graph import build_with_ray, survives_with_ray, tokenize_with_ray
+    from pipeline.executors.ray_statistics import measure_with_ray
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     return Executor(
@@ -81,7 +82,7 @@ def test_a_clip_that_kills_its_process_is_found_and_dropped(executor, tmp_path):
         (str(tmp_path / "motion"),), output.url, str(tmp_path / "codec.safetensors"), None, None, settings
     )
     control = JobControl("test", StopSwitch())
-    manifest = tokenize_dataset(request, executor, JobObserver(), JobRecord(), control)
+    manifest = tokenize_dataset(request, executor, JobObserver(), JobRecord(), control).manifest
     assert manifest.drops == {"crashed": 2}
     assert manifest.counts["clips"] == 10
     assert verify_dataset(output, read_manifest(output), lambda path: None).is_sound

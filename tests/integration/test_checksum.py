@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.execution import Executor
-from pipeline.observer import JobObserver
-from pipeline.read_units import UnitReader
-from pipeline.request import prepare
+from pipeline.executors.executor import Executor
+from pipeline.job.request import prepare
+from pipeline.run.observer import JobObserver
 from pipeline.settings.job_config import TokenizeRequest, load_config
+from pipeline.stages.read import UnitReader
 from pipeline.storage import Folder
 
 CHECKSUM = ("--set", "input.checksum=true")

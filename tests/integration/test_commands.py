@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
-from pipeline.compare import compare_datasets
-from pipeline.dataset_rows import OpenDataset, open_dataset
+from pipeline.dataset.open_dataset import OpenDataset, open_dataset
+from pipeline.dataset.token_store import TokenStore, fragment_to_bytes
 from pipeline.export.build import ShardBuilder
-from pipeline.run_lease import Heartbeat, host_here, process_start
+from pipeline.run.lease import Heartbeat, host_here, process_start
 from pipeline.storage import Folder
-from pipeline.token_store import TokenStore, fragment_to_bytes
+from pipeline.verify.compare import compare_datasets
 
 HOUR_S = 3600
 

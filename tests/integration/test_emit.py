@@ -16,7 +16,7 @@ import webdataset as wds
 from datasets import load_dataset
 
 from bitwise_vae import BitwiseVAE, WindowEncoder, flip_pairs, pack_bits
-from pipeline.estimate import SAMPLE_UNITS
+from pipeline.estimate.estimate import SAMPLE_UNITS
 
 EMIT = ("--set", "emit=[latent, flips, decoded_prev]", "--set", "flips.pairs=2")
 T, CODE = 5, 8
@@ -126,7 +126,8 @@ def republish(command):
 
     from pipeline.contract.schema import CONTRACT_KEY
     from pipeline.contract.specs import Contract
-    from pipeline.token_store import fragment_to_bytes, table_from_ipc
+    from pipeline.dataset.ledger import table_from_ipc
+    from pipeline.dataset.token_store import fragment_to_bytes
 
     def alter(source: Path, target: Path, name: str) -> None:
         import base64

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.run_lease import Heartbeat, host_here, process_start
+from pipeline.run.lease import Heartbeat, host_here, process_start
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def reforge(output, pattern, change):
 
 def rewritten(change):
     def rewrite(path):
-        from pipeline.token_store import tokens_to_parquet
+        from pipeline.dataset.parquet_shard import tokens_to_parquet
 
         table = pq.read_table(path)
         metadata = pq.read_metadata(path).metadata
@@ -262,7 +262,7 @@ def swap_bits(output):
 
 def lose_the_contract(output):
     def change(path):
-        from pipeline.token_store import tokens_to_parquet
+        from pipeline.dataset.parquet_shard import tokens_to_parquet
 
         return tokens_to_parquet(pq.read_table(path), {})
 

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline.manifest import read_manifest
+from pipeline.dataset.manifest import read_manifest
 from pipeline.storage import Folder
 
 SETS = ("--set", "units.files=4", "--set", "export.windows_per_shard=40", "--gate", "enforce")

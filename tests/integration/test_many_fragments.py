@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.token_store import TokenStore
+from pipeline.dataset.token_store import TokenStore
 
 NUM_FRAGMENTS, NUM_MISSING = 100_000, 5
 MAX_LOCAL_S, MAX_S3_S, MAX_MIB = 10.0, 30.0, 300
@@ -40,9 +40,9 @@ def refuse(self, path, *rest):
 from pipeline.storage import Folder
 Folder.read = Folder.read_range = Folder.open = Folder.stat = refuse
 
-from pipeline.plan import Unit
+from pipeline.plan.units import Unit
 from pipeline.sources.clip import Part
-from pipeline.token_store import TokenStore, missing_units
+from pipeline.dataset.token_store import TokenStore, missing_units
 
 store = TokenStore(Folder(sys.argv[1], json.loads(sys.argv[2])))
 planned = [line.split() for line in sys.stdin]

@@ -8,7 +8,7 @@ import os
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.read_units import UnitReader
+from pipeline.stages.read import UnitReader
 
 
 @pytest.fixture
@@ -177,8 +177,8 @@ def test_split_names_from_a_file_are_checked(command, tokenize, tmp_path, name):
 
 def test_more_workers_than_gpus_are_refused():
     from pipeline.errors import ConfigError
-    from pipeline.execution import Executor
-    from pipeline.request import prepare
+    from pipeline.executors.executor import Executor
+    from pipeline.job.request import prepare
     from pipeline.settings.job_config import TokenizeRequest, load_config
 
     nothing = lambda *args: None  # noqa: E731

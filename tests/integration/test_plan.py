@@ -13,11 +13,11 @@ import pytest
 
 from jobs.session import open_session
 from jobs.supervision import RAY_COMMANDS
-from pipeline.estimate import estimate_job
-from pipeline.plan import make_plan
-from pipeline.request import prepare
+from pipeline.estimate.estimate import estimate_job
+from pipeline.job.request import prepare
+from pipeline.job.tokenize_job import runs_of, stages_of
+from pipeline.plan.plan import make_plan
 from pipeline.settings.job_config import TokenizeRequest, load_config
-from pipeline.tokenize_job import runs_of, stages_of
 
 
 @pytest.fixture

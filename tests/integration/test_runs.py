@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bitwise_vae.encode import WindowEncoder
-from pipeline.run_lease import LEASE_PATH, host_here, process_start
+from pipeline.run.lease import LEASE_PATH, host_here, process_start
 from pipeline.storage import Folder
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from pipeline.contract.specs import TokenSpec
 from pipeline.errors import InputFormatError, StorageError
-from pipeline.motion_statistics import statistics_from_bytes
-from pipeline.plan import make_plan
-from pipeline.read_units import UnitReader
-from pipeline.stats_graph import measure_with_ray
+from pipeline.executors.ray_statistics import measure_with_ray
+from pipeline.plan.plan import make_plan
+from pipeline.stages.measure import UnitMeasurer
+from pipeline.stages.read import UnitReader
+from pipeline.statistics.motion_statistics import statistics_from_bytes
 from pipeline.storage import open_inputs
-from pipeline.unit_statistics import UnitMeasurer
 
 DIMS_OF_TINY = 4
 

@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from jobs.session import open_session
-from pipeline.execution import JobRecord
-from pipeline.observer import JobObserver
+from pipeline.job.tokenize_job import JobControl, tokenize_dataset
+from pipeline.run.observer import JobObserver
+from pipeline.run.record import JobRecord
+from pipeline.run.stopping import StopSwitch
 from pipeline.settings.job_config import TokenizeRequest, load_config
-from pipeline.stopping import StopSwitch
-from pipeline.tokenize_job import JobControl, tokenize_dataset
 
 KEEPS = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_bytes(sys.stdin.buffer.read())"
 

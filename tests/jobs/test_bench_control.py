@@ -7,10 +7,10 @@ import pytest
 from jobs import bench_control
 from jobs.bench_control import measure_control
 from jobs.bench_result import BenchRequest
+from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import DataError
-from pipeline.plan import Unit
+from pipeline.plan.units import Unit
 from pipeline.settings.job_config import load_config
-from pipeline.token_store import TokenStore
 
 
 def request(windows: int) -> BenchRequest:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.certain_work import is_work_certain
-from pipeline.observer import JobObserver
+from pipeline.run.observer import JobObserver
 from pipeline.settings.job_config import TokenizeRequest, load_config
 
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from jobs import demo
 from jobs.demo import make_clips, motion_files, put, read_snippet, run_demo, window_picture
 from jobs.demo_corpus import FIRST_SEEDS
+from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import VerifyError
-from pipeline.manifest import read_manifest
 from pipeline.settings.job_config import JobConfig, load_config
 from pipeline.storage import Folder
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.pace import SPEED_SPAN_S, Pace
-from pipeline.plan import Plan, Unit
+from pipeline.plan.plan import Plan
+from pipeline.plan.units import Unit
 
 
 class Clock:

@@ -11,7 +11,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.audio import (
+from pipeline.contract.drop_reasons import ClipError, DropReason
+from pipeline.errors import ConfigError, StorageError
+from pipeline.sources.audio import (
     ClipAudio,
     cut_samples,
     decode_sound,
@@ -24,8 +26,6 @@ from pipeline.audio import (
     sound_length,
     window_samples,
 )
-from pipeline.contract.drop_reasons import ClipError, DropReason
-from pipeline.errors import ConfigError, StorageError
 
 RATES = st.sampled_from([8000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000])
 FPS = st.sampled_from([23.976, 24.0, 25.0, 29.97, 30.0, 50.0, 59.94, 60.0])

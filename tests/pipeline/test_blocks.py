@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.blocks import RUN_LEDGER_SCHEMA, MotionBlock, TokenBlock
+from pipeline.stages.blocks import RUN_LEDGER_SCHEMA, MotionBlock, TokenBlock
 
 
 def motion_block(num_frames: int) -> MotionBlock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.code_counts import TASK_WINDOWS, add_codes, code_drift, count_codes
+from pipeline.run.code_counts import TASK_WINDOWS, add_codes, code_drift, count_codes
 
 PATCH_NUMS = (1, 2)
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipeline.column_counts import ColumnCounts, array_of, common_columns, rows_that_differ
 from pipeline.contract.columns import token_schema
 from pipeline.contract.specs import CarriedColumn, FlipRule
+from pipeline.dataset.counts import ColumnCounts, array_of, common_columns, rows_that_differ
 
 
 def test_common_columns_are_those_of_one_name_and_type(make_codec, make_corpus):

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.compare import FieldDifference, compare_settings
-from pipeline.dataset_rows import BitCounts, packed_bits
+from pipeline.dataset.open_dataset import BitCounts, packed_bits
+from pipeline.verify.compare import FieldDifference, compare_settings
 
 
 def test_bit_counts_by_half_and_scale(make_codec):

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.drop_limit import TooManyDroppedError, check_dropped
 from pipeline.errors import ConfigError
+from pipeline.run.drop_limit import TooManyDroppedError, check_dropped
 from pipeline.settings.job_config import load_config
 
 COUNTS = {"units": 5, "clips": 190, "dropped_clips": 10, "windows": 1000, "frames": 9000}

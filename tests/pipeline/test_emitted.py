@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bitwise_vae import BitwiseVAEConfig, WindowEncoder, flip_pairs, pack_bits, random_checkpoint, unpack_bits
 from pipeline.contract.specs import FlipRule
-from pipeline.emitted import WindowEmitter, WindowSpans
+from pipeline.stages.emit import WindowEmitter, WindowSpans
 
 T, DIMS, CODE = 5, 4, 8
 RULE = FlipRule(pairs=3, ratio=0.4, seed=9)

@@ -8,7 +8,7 @@ import torch
 
 from bitwise_vae import BitwiseVAEConfig, WindowEncoder, random_checkpoint
 from pipeline.contract.specs import FlipRule
-from pipeline.emitted import WindowEmitter, WindowSpans
+from pipeline.stages.emit import WindowEmitter, WindowSpans
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="hardware: no CUDA device")
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.contract.specs import AudioRule, CodecSpec, CorpusSpec, TokenSpec, WindowRule
-from pipeline.execution import Executor, writes_at_once
-from pipeline.plan import Unit
+from pipeline.executors.executor import Executor, writes_at_once
+from pipeline.plan.units import Unit
 
 
 def executor_of(cpus_of_nodes: Sequence[float], **others: Any) -> Executor:
@@ -77,7 +77,7 @@ def test_audio_that_is_cut_counts_among_the_tokens(
     assert writes_at_once([[Unit("a", "", 128 << 20, ())]], spec) == 2
 
 
-@pytest.mark.parametrize("module", ["pipeline.graph", "jobs.plan_command", "jobs.tokenize_command"])
+@pytest.mark.parametrize("module", ["pipeline.executors.ray_graph", "jobs.plan_command", "jobs.tokenize_command"])
 def test_what_has_to_start_fast_imports_no_torch(module: str) -> None:
     """Tasks that read and write start in a fresh process: torch would take seconds of each. Commands start Ray beside
     its import, and plan's start is to last as long as a run's.

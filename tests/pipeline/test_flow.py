@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.flow import STATES, FlowBook
+from pipeline.run.flow import STATES, FlowBook
 
 
 def standing(book: FlowBook) -> dict[str, int]:

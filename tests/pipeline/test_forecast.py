@@ -8,10 +8,17 @@ from dataclasses import replace
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.estimate import JobEstimate, WindowCount
-from pipeline.execution import JobRecord
-from pipeline.forecast import AroundSeconds, Room, compared_forecast, forecast_deadline, forecast_job, read_forecast
-from pipeline.probe import ProbeFigures
+from pipeline.estimate.estimate import JobEstimate, WindowCount
+from pipeline.estimate.forecast import (
+    AroundSeconds,
+    Room,
+    compared_forecast,
+    forecast_deadline,
+    forecast_job,
+    read_forecast,
+)
+from pipeline.estimate.probe import ProbeFigures
+from pipeline.run.record import JobRecord
 
 COUNT = WindowCount(
     num_windows=10_000, margin=0, num_units=40, num_units_read=4, num_clips_read=10, num_clips_dropped=0, drops={},

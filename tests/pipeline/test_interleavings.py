@@ -21,18 +21,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from pipeline.blocks import TokenBlock
 from pipeline.contract.specs import Numerics
-from pipeline.execution import Executor, JobRecord
-from pipeline.manifest import Manifest
-from pipeline.observer import JobObserver
-from pipeline.plain_loop import build_here, measure_here
+from pipeline.dataset.manifest import Manifest
+from pipeline.executors.executor import Executor
+from pipeline.executors.plain_loop import build_here, measure_here
+from pipeline.job.tokenize_job import JobControl, tokenize_dataset
+from pipeline.run.observer import JobObserver
+from pipeline.run.record import JobRecord
+from pipeline.run.stopping import StopSwitch
 from pipeline.settings.job_config import TokenizeRequest, load_config
-from pipeline.stopping import StopSwitch
+from pipeline.stages.blocks import TokenBlock
+from pipeline.stages.tokenize_stage import constants_to_npz
 from pipeline.storage import Folder
-from pipeline.tokenize_job import JobControl, tokenize_dataset
-from pipeline.tokenizer_actor import constants_to_npz
-from pipeline.verify import verify_dataset
+from pipeline.verify.dataset import verify_dataset
 
 OPERATIONS = ("list_files", "list_names", "stat", "read", "read_range", "open", "publish", "publish_new", "delete")
 WRITES = ("publish", "publish_new", "delete")

@@ -12,20 +12,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.blocks import RUN_LEDGER_SCHEMA, TokenBlock
 from pipeline.contract.specs import Contract, ExportSpec, Numerics
+from pipeline.dataset.token_store import TokenStore
+from pipeline.executors.plain_loop import build_here
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
-from pipeline.observer import JobObserver
-from pipeline.plain_loop import build_here
-from pipeline.plan import Unit, make_plan, plan_to_bytes
+from pipeline.plan.plan import make_plan, plan_to_bytes
+from pipeline.plan.units import Unit
+from pipeline.run.observer import JobObserver
 from pipeline.settings.job_config import SplitConfig
 from pipeline.sources.clip import Part
+from pipeline.stages.blocks import RUN_LEDGER_SCHEMA, TokenBlock
+from pipeline.stages.write import FragmentWriter
 from pipeline.storage import Folder, InputRoot, StoredFile, open_inputs
 from pipeline.storage.files import LocalFiles
-from pipeline.token_store import TokenStore
-from pipeline.write_fragments import FragmentWriter
 
 bounded = settings(max_examples=50, deadline=None, derandomize=True)
 few = settings(

@@ -16,7 +16,7 @@ from pipeline.contract.specs import ExportSpec
 from pipeline.export.clips import join_ledgers
 from pipeline.export.layout import lay_out_shards
 from pipeline.export.splits import assign_splits
-from pipeline.plan import make_plan
+from pipeline.plan.plan import make_plan
 from pipeline.settings.job_config import SplitConfig
 from pipeline.storage import Folder, InputRoot, StoredFile
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.moments import (
+from pipeline.stages.moments import (
     BLOCK_FRAMES,
     NUM_SIDE,
     NUM_SLOTS,

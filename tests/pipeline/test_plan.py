@@ -11,17 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import (
-    gather_small,
-    group_units,
-    listed_of,
-    make_plan,
-    plan_from_bytes,
-    plan_to_bytes,
-    stamp_of,
-    unit_from_json,
-    unit_to_json,
-)
+from pipeline.plan.plan import gather_small, make_plan, plan_from_bytes, plan_to_bytes
+from pipeline.plan.units import group_units, listed_of, stamp_of, unit_from_json, unit_to_json
 from pipeline.storage import Folder, InputRoot, StoredFile, open_inputs
 
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from pipeline.run_history import compare_runs, read_runs
-from pipeline.run_lease import LEASE_PATH
+from pipeline.run.history import compare_runs, read_runs
+from pipeline.run.lease import LEASE_PATH
 from pipeline.storage import Folder
 
 

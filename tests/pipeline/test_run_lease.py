@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipeline.errors import ActiveRunError
-from pipeline.run_lease import LEASE_PATH, RunLease, active_run, host_here, process_start, read_heartbeat
+from pipeline.run.lease import LEASE_PATH, RunLease, active_run, host_here, process_start, read_heartbeat
 from pipeline.storage import Folder
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.audio import decode_sound
 from pipeline.contract.columns import clip_schema, side_fields
 from pipeline.contract.specs import AudioRule, CarriedColumn, Contract, Numerics
-from pipeline.side_columns import audio_account, side_columns
+from pipeline.sources.audio import decode_sound
+from pipeline.stages.side_columns import audio_account, side_columns
 
 Make = Callable[..., Any]
 RATE_HZ, FRAME, T = 1000, 40, 5

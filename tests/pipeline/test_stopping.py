@@ -6,7 +6,7 @@ from datetime import datetime
 import pytest
 
 from pipeline.errors import ConfigError, IncompleteError
-from pipeline.stopping import Stopped, StopSwitch, seconds_of, stop_time
+from pipeline.run.stopping import Stopped, StopSwitch, seconds_of, stop_time
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.time_account import WorkClock, who_waits
+from pipeline.run.time_account import WorkClock, who_waits
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.blocks import RUN_LEDGER_SCHEMA, MotionBlock, TokenBlock, UnitAccount
 from pipeline.contract.columns import clip_schema, emitted_columns, token_schema
 from pipeline.contract.schema import LEDGER_SCHEMA
 from pipeline.contract.specs import CarriedColumn, Contract, FlipRule, Numerics
+from pipeline.dataset.parquet_shard import tokens_to_parquet
+from pipeline.dataset.token_store import TokenStore, fragment_to_bytes
 from pipeline.errors import OutputMismatchError
-from pipeline.plan import Plan, Unit
+from pipeline.plan.plan import Plan
+from pipeline.plan.units import Unit
+from pipeline.run.account import UnitAccount
 from pipeline.sources.clip import Part
+from pipeline.stages.blocks import RUN_LEDGER_SCHEMA, MotionBlock, TokenBlock
+from pipeline.stages.write import FragmentWriter, token_rows
 from pipeline.storage import Folder
-from pipeline.token_store import TokenStore, fragment_to_bytes, tokens_to_parquet
-from pipeline.write_fragments import FragmentWriter, token_rows
 
 
 @pytest.fixture

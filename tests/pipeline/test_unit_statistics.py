@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.moments import MOMENT_FIELDS
 from pipeline.sources.clip import MeasurableClip
-from pipeline.unit_statistics import UnitStatistics, hours_of, length_bin, next_length_bin
+from pipeline.stages.measure import UnitStatistics, hours_of, length_bin, next_length_bin
+from pipeline.stages.moments import MOMENT_FIELDS
 
 
 def clip(name, frames, dims=3, fps=25.0, seed=None):

@@ -19,16 +19,16 @@ from pipeline.contract.columns import token_schema
 from pipeline.contract.schema import LEDGER_SCHEMA
 from pipeline.contract.specs import CarriedColumn, Contract, ExportSpec, Numerics
 from pipeline.contract.windows import valid_frames, window_starts
+from pipeline.dataset.token_store import TokenStore, fragment_to_bytes
+from pipeline.executors.plain_loop import build_here
 from pipeline.export.build import Fragment
 from pipeline.export.dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
-from pipeline.observer import JobObserver
-from pipeline.plain_loop import build_here
-from pipeline.plan import Unit
+from pipeline.plan.units import Unit
+from pipeline.run.observer import JobObserver
 from pipeline.settings.job_config import SplitConfig
 from pipeline.sources.clip import Part
 from pipeline.storage import Folder
-from pipeline.token_store import TokenStore, fragment_to_bytes
 
 
 @dataclass(frozen=True)

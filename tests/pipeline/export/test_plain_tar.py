@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pipeline.contract.columns import array_columns, token_schema
 from pipeline.contract.schema import CarriedKind
 from pipeline.contract.specs import CarriedColumn
-from pipeline.export.plain_tar import plain_table
-from pipeline.export.tar_members import END, members_of
-from pipeline.export.webdataset import samples_of_tar, shard_to_tar
+from pipeline.dataset.plain_tar import plain_table
+from pipeline.dataset.tar_members import END, members_of
+from pipeline.dataset.tar_shard import samples_of_tar, shard_to_tar
 
 KINDS: dict[str, CarriedKind] = {
     "word": "string",

@@ -11,9 +11,9 @@ from pipeline.contract.specs import CarriedColumn, WindowRule
 from pipeline.errors import ConfigError, DataError, NoClipLeftError
 from pipeline.export.clips import join_ledgers
 from pipeline.export.selection import check_columns, keep_passing
-from pipeline.read_units import ClipFilter
 from pipeline.settings.job_config import SplitConfig
 from pipeline.settings.where import parse_where
+from pipeline.sources.clip_filter import ClipFilter
 
 SPEAKERS = ["anna", "bob", None]
 few = settings(

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.contract.specs import GLOBAL_ORDER
+from pipeline.dataset.paths import DEALT_PATH
 from pipeline.errors import IncompleteError
-from pipeline.export.shuffle import DEALT_PATH
-from pipeline.plain_loop import build_here
+from pipeline.executors.plain_loop import build_here
 from pipeline.settings.job_config import SplitConfig
 from pipeline.storage import Folder
 

@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from pipeline.export.tar_members import END, ArrayMembers, headers_of, members_of, plain_members, tar_of
+from pipeline.dataset.tar_members import END, ArrayMembers, headers_of, members_of, plain_members, tar_of
 
 NAMES = ["a.json", "b-0123.prev.npy", "x" * 100, "c.this.npy"]
 CONTENTS = [b"", b"1" * 511, b"2" * 512, b"3" * 70_000]

@@ -10,8 +10,7 @@ import pytest
 
 from pipeline.contract.columns import array_columns, token_schema
 from pipeline.contract.specs import AudioRule, CarriedColumn, FlipRule
-from pipeline.errors import VerifyError
-from pipeline.export.webdataset import (
+from pipeline.dataset.tar_shard import (
     sample_edges,
     sample_key,
     samples_of_tar,
@@ -19,6 +18,7 @@ from pipeline.export.webdataset import (
     table_of_tar,
     window_bytes,
 )
+from pipeline.errors import VerifyError
 
 
 @pytest.mark.parametrize("clip_id", ["a", "../../x", "/etc/passwd", "Ünïcode 動き", "a.b.c", "x" * 900, "\\", "a\tb"])

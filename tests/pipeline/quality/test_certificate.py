@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from bitwise_vae import BitwiseVAEConfig, WindowEncoder, checkpoint_bytes, random_checkpoint, unpack_bits
-from pipeline.codec import codec_of_model
 from pipeline.contract.specs import Contract, Numerics
 from pipeline.quality.certificate import VALUE_EDGES, certify_sample, exact_bits
 from pipeline.quality.sample import WindowSample
+from pipeline.stages.codec import codec_of_model
 
 
 @pytest.fixture(scope="module")

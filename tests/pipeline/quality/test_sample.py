@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.blocks import TokenBlock
 from pipeline.contract.specs import Contract, Numerics, TokenSpec
+from pipeline.dataset.token_store import TokenStore, fragment_to_bytes
 from pipeline.errors import VerifyError
-from pipeline.plan import make_plan
+from pipeline.plan.plan import make_plan
 from pipeline.quality.sample import SAMPLE_BYTES, draw_sample
-from pipeline.read_units import UnitReader
+from pipeline.stages.blocks import TokenBlock
+from pipeline.stages.read import UnitReader
+from pipeline.stages.write import FragmentWriter
 from pipeline.storage import Folder, open_inputs
-from pipeline.token_store import TokenStore, fragment_to_bytes
-from pipeline.write_fragments import FragmentWriter
 
 SUFFIXES = (".npz",)
 

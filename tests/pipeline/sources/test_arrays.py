@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
-from pipeline.sources.arrays import array_from_npy
 from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
+from pipeline.sources.formats.arrays import array_from_npy
 from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder, open_inputs
 

@@ -16,7 +16,7 @@ import pytest
 from pipeline.contract.drop_reasons import ClipProblem, DropReason
 from pipeline.contract.specs import AudioRule
 from pipeline.errors import InputFormatError, StorageError
-from pipeline.plan import make_plan
+from pipeline.plan.plan import make_plan
 from pipeline.sources.clip import Part, RawClip, prepare_clip
 from pipeline.sources.registry import cut_file, open_readable, read_part
 from pipeline.storage import Folder

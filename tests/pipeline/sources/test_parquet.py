@@ -13,8 +13,8 @@ import pytest
 from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
 from pipeline.errors import StorageError
 from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip
-from pipeline.sources.parquet import read_parquet
-from pipeline.sources.parquet_lists import motions_of
+from pipeline.sources.formats.parquet import read_parquet
+from pipeline.sources.formats.parquet_lists import motions_of
 from pipeline.sources.registry import cut_file, read_part
 from pipeline.storage import Folder
 

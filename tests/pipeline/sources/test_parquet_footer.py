@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.sources.parquet_footer import ChunkClaim, chunk_claims
+from pipeline.sources.formats.parquet_footer import ChunkClaim, chunk_claims
 
 
 def footer_of(table: pa.Table, **options: Any) -> tuple[bytes, Any]:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from pipeline.contract.drop_reasons import ClipProblem, DropReason
 from pipeline.contract.specs import TokenSpec
-from pipeline.plan import make_plan
-from pipeline.read_units import UnitReader
+from pipeline.plan.plan import make_plan
 from pipeline.sources.clip import PreparedClip
 from pipeline.sources.plausible import BLOCK_FRAMES, Statistics, check_plausible, column_range, frozen_run
+from pipeline.stages.read import UnitReader
 from pipeline.storage import open_inputs
 
 Make = Callable[..., Any]

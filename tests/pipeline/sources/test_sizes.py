@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pipeline.sources.sizes import FREE_BYTES, MAX_CLIP_BYTES, MAX_GROWTH, clip_bytes_fault, growth_fault
+from pipeline.sources.limits import FREE_BYTES, MAX_CLIP_BYTES, MAX_GROWTH, clip_bytes_fault, growth_fault
 
 
 def test_clip_bytes_fault_begins_above_the_limit() -> None:

@@ -1,0 +1,21 @@
+"""Ledgers as they travel and are stored: Arrow IPC streams."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+
+
+def table_to_ipc(table: pa.Table) -> bytes:
+    """Return a table as an Arrow IPC stream."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue()
+
+
+def table_from_ipc(data: bytes | pa.Buffer) -> pa.Table:
+    """Return the table that `table_to_ipc` wrote."""
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()

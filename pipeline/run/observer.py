@@ -1,0 +1,113 @@
+"""What a running job tells whoever watches: a display, a log, or nobody.
+
+Knows nothing but counts and names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.plan.plan import Plan
+from pipeline.run.account import UnitAccount
+from pipeline.run.flow import Flow
+from pipeline.run.lease import Heartbeat
+
+
+class JobObserver:
+    """Watches silently; a display overrides what it wants to show. Called from the driver's thread only."""
+
+    def on_stage(self, name: str) -> None:
+        """A stage of the job begins: session, plan, checksums, start, workers, tokenize, gate, export, verify."""
+
+    def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
+        """The plan stands; `num_done` of its units need no work, `num_skipped` files are of no known kind."""
+
+    def on_wait(self, other: Heartbeat) -> None:
+        """Another run is active on the output; this one waits for it."""
+
+    def on_begun(self, num_windows: int, num_bytes: int) -> None:
+        """Tokenizers took up so many windows, read from so many bytes of input."""
+
+    def on_windows(self, num_windows: int) -> None:
+        """So many more windows were encoded."""
+
+    def on_account(self, account: UnitAccount) -> None:
+        """A run of units is committed."""
+
+    def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
+        """A list of clips, which a setting names, has these ids that no clip has; at least one."""
+
+    def on_lost_tokenizers(self, limit_s: float) -> None:
+        """All nodes with tokenizers are lost; the job waits so many seconds for others."""
+
+    def on_flow(self, flow: Flow) -> None:
+        """Told about four times a second while Ray runs the stages."""
+
+    def on_layout(self, num_shards: int, num_windows: int) -> None:
+        """So many shards of so many windows will be written, or so many files read for their checksums."""
+
+    def on_shard(self, path: str) -> None:
+        """A shard or another file was written, or read while verifying or for its checksum."""
+
+
+class Audience(JobObserver):
+    """Several observers of one job, told one after the other; built by a command."""
+
+    def __init__(self, observers: Sequence[JobObserver]) -> None:
+        """Args: observers: in the order in which they are told."""
+        self._observers = tuple(observers)
+
+    def on_stage(self, name: str) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_stage(name)
+
+    def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_plan(plan, num_done, num_skipped)
+
+    def on_wait(self, other: Heartbeat) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_wait(other)
+
+    def on_begun(self, num_windows: int, num_bytes: int) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_begun(num_windows, num_bytes)
+
+    def on_windows(self, num_windows: int) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_windows(num_windows)
+
+    def on_account(self, account: UnitAccount) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_account(account)
+
+    def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_unknown_ids(setting, ids)
+
+    def on_lost_tokenizers(self, limit_s: float) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_lost_tokenizers(limit_s)
+
+    def on_flow(self, flow: Flow) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_flow(flow)
+
+    def on_layout(self, num_shards: int, num_windows: int) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_layout(num_shards, num_windows)
+
+    def on_shard(self, path: str) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_shard(path)

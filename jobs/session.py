@@ -192,7 +192,7 @@ def _tokenize_with_ray(
 
 
 def _build_with_ray(tasks: Sequence[Task], builder: Builder[Task, Result]) -> Iterator[Result]:
-    from pipeline.executors.ray_graph import build_with_ray
+    from pipeline.executors.ray_tasks import build_with_ray
 
     return build_with_ray(tasks, builder)
 
@@ -206,7 +206,7 @@ def _measure_with_ray(
 
 
 def _survives_with_ray(reader: UnitReader, unit: Unit) -> bool:
-    from pipeline.executors.ray_graph import survives_with_ray
+    from pipeline.executors.ray_tasks import survives_with_ray
 
     return survives_with_ray(reader, unit)
 
@@ -216,7 +216,7 @@ def _answer_here(ask: Callable[[], Answer]) -> Answer:
 
 
 def _ask_with_ray(run: RunConfig, on_gpu: bool, ask: Callable[[], Answer]) -> Answer:
-    from pipeline.executors.ray_graph import ask_with_ray
+    from pipeline.executors.ray_tasks import ask_with_ray
 
     place = {"GPU": (run.gpus_per_worker or 1.0) if on_gpu else 0.0, "CPU": 0.0 if on_gpu else 1.0}
     return ask_with_ray(ask, place, run.wait_for_resources_s)

@@ -1,15 +1,17 @@
 """What the processes of one graph tell each other: weights, exceptions, the word to stop, and how far the work is.
 
-Names no Ray: graph.py makes an actor of it.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.run.flow import Flow, FlowBook
-
 
 @dataclass(frozen=True)
 class News:
@@ -97,3 +99,12 @@ class JobHub:
         counts = self._begun_windows, self._begun_bytes, self._encoded_windows
         self._begun_windows = self._begun_bytes = self._encoded_windows = 0
         return News(self._num_ready, age_s, frozenset(self._hosts), *counts, self._flow.take())
+
+
+_RemoteHub: Any = ray.remote(num_cpus=0)(JobHub)
+
+
+def start_hub(weights: bytes) -> Any:
+    """Return the hub of one graph, an actor on the driver's own node: any other may be lost, and the job goes on."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return _RemoteHub.options(scheduling_strategy=here).remote(weights)

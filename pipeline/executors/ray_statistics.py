@@ -13,7 +13,9 @@ import ray
 from ray.data import TaskPoolStrategy
 
 from pipeline.executors.ray_errors import raised_as_own
-from pipeline.executors.ray_graph import CRASH_RETRIES, start_hub, told
+from pipeline.executors.ray_graph import CRASH_RETRIES
+from pipeline.executors.ray_hosts import told
+from pipeline.executors.ray_hub import start_hub
 from pipeline.executors.ray_rows import configure_ray_data, rows_of
 from pipeline.plan.units import Unit
 from pipeline.stages.blocks import units_from_text, units_to_text

@@ -49,7 +49,7 @@ class RayNodes:
         of_head: what the head finds besides.
     """
 
-    TOKENIZERS = "ray::MapWorker(MapBatches(_HostedTokenizer)"
+    TOKENIZERS = "ray::MapWorker(MapBatches(HostedTokenizer)"
     """How the processes of a job's tokenizers are called."""
 
     def __init__(

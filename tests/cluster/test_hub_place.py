@@ -8,7 +8,7 @@ import sys
 DRIVER = """
 import ray
 
-from pipeline.executors.ray_graph import start_hub
+from pipeline.executors.ray_hub import start_hub
 
 ray.init(address="auto", log_to_driver=False)
 hubs = [start_hub(b"") for _ in range(8)]

@@ -16,7 +16,10 @@ import ray
 from jobs.session import open_session, stop_behind
 from pipeline.errors import ResourcesError
 from pipeline.executors.executor import WRITER_CPUS, TokenizeProgress, num_writers
-from pipeline.executors.ray_graph import READER_CPUS, Watch, build_with_ray, gpu_calls_ahead, start_hub
+from pipeline.executors.ray_graph import READER_CPUS, gpu_calls_ahead
+from pipeline.executors.ray_hub import start_hub
+from pipeline.executors.ray_tasks import build_with_ray
+from pipeline.executors.ray_watch import Watch
 from pipeline.job.tokenize_job import cpu_share
 from pipeline.plan.units import Unit
 from pipeline.run.observer import JobObserver

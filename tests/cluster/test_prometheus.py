@@ -80,7 +80,7 @@ def lose_a_tokenizer(run: subprocess.Popen) -> bool:
     """Kill the first tokenizer that is found at work; return whether there was one."""
     for process in psutil.Process(run.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if " ".join(process.cmdline()[:1]).startswith("ray::MapWorker(MapBatches(_HostedTokenizer)"):
+            if " ".join(process.cmdline()[:1]).startswith("ray::MapWorker(MapBatches(HostedTokenizer)"):
                 process.kill()
                 return True
     return False

@@ -84,5 +84,5 @@ def _num_actors(node: Any) -> int:
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(_raylet(node)).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                count += " ".join(process.cmdline()[:1]).startswith("ray::MapWorker(MapBatches(_HostedTokenizer)")
+                count += " ".join(process.cmdline()[:1]).startswith("ray::MapWorker(MapBatches(HostedTokenizer)")
     return count

@@ -179,7 +179,7 @@ def role_of(line: list[str]) -> str | None:
     if title in SERVANT_TITLES:
         return SERVANTS
     if title.startswith("ray::MapWorker"):
-        return WRITER if "_HostedWriter" in title else TOKENIZER
+        return WRITER if "HostedWriter" in title else TOKENIZER
     if TASK_TITLE.match(title):
         return TASK_WORKERS
     actor = ACTOR_TITLE.match(title)

@@ -45,8 +45,9 @@ def lethal(reader):
 def executor(ray_local):
     from ray import cloudpickle
 
-    from pipeline.executors.ray_graph import build_with_ray, survives_with_ray, tokenize_with_ray
+    from pipeline.executors.ray_graph import tokenize_with_ray
     from pipeline.executors.ray_statistics import measure_with_ray
+    from pipeline.executors.ray_tasks import build_with_ray, survives_with_ray
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     return Executor(

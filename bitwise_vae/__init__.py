@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bitwise_vae.bits import pack_bits, pack_bits_torch, unpack_bits, unpack_bits_torch
-    from bitwise_vae.checkpoint import (
+    from bitwise_vae.checkpoints.checkpoint import (
         CheckpointError,
         checkpoint_bytes,
         load_checkpoint,
@@ -22,22 +22,23 @@ if TYPE_CHECKING:
         weights_digest,
         write_checkpoint,
     )
+    from bitwise_vae.checkpoints.digest import sample_digest
+    from bitwise_vae.checkpoints.quality_record import QualityRecord, record_from_bytes
     from bitwise_vae.config import PRESETS, PRETRAINED, BitwiseVAEConfig, ConfigError, MotionGroup
-    from bitwise_vae.encode import WindowEncoder
-    from bitwise_vae.evaluation import Evaluation, evaluate_clips
     from bitwise_vae.flips import flip_pairs
-    from bitwise_vae.losses import ExtraLoss, LossTerms, LossWeights, training_loss
-    from bitwise_vae.metrics import CodeFigures, CodeStatistics, ErrorFigures, GroupError, ReconstructionError
+    from bitwise_vae.inference.encoder import WindowEncoder
     from bitwise_vae.model import BitwiseVAE, TrainingOutput
-    from bitwise_vae.motion_clips import MotionClips, MotionStatistics, TrainingDataError
-    from bitwise_vae.quality_record import QualityRecord, record_from_bytes, sample_digest
-    from bitwise_vae.training import CurvePoint, Trainer, TrainingDivergedError, TrainingEvents, train
-    from bitwise_vae.training_state import TrainingStateError
-    from bitwise_vae.training_task import Peers, TrainingSettings, TrainingTask
+    from bitwise_vae.training.clips import MotionClips, MotionStatistics, TrainingDataError
+    from bitwise_vae.training.evaluation import Evaluation, evaluate_clips
+    from bitwise_vae.training.loop import CurvePoint, Trainer, TrainingDivergedError, TrainingEvents, train
+    from bitwise_vae.training.losses import ExtraLoss, LossTerms, LossWeights, training_loss
+    from bitwise_vae.training.metrics import CodeFigures, CodeStatistics, ErrorFigures, GroupError, ReconstructionError
+    from bitwise_vae.training.state import TrainingStateError
+    from bitwise_vae.training.task import Peers, TrainingSettings, TrainingTask
 
 _HOMES = {
     "bits": ("pack_bits", "pack_bits_torch", "unpack_bits", "unpack_bits_torch"),
-    "checkpoint": (
+    "checkpoints.checkpoint": (
         "CheckpointError",
         "checkpoint_bytes",
         "load_checkpoint",
@@ -50,17 +51,18 @@ _HOMES = {
         "write_checkpoint",
     ),
     "config": ("PRESETS", "PRETRAINED", "BitwiseVAEConfig", "ConfigError", "MotionGroup"),
-    "encode": ("WindowEncoder",),
-    "evaluation": ("Evaluation", "evaluate_clips"),
+    "inference.encoder": ("WindowEncoder",),
+    "training.evaluation": ("Evaluation", "evaluate_clips"),
     "flips": ("flip_pairs",),
-    "losses": ("ExtraLoss", "LossTerms", "LossWeights", "training_loss"),
-    "metrics": ("CodeFigures", "CodeStatistics", "ErrorFigures", "GroupError", "ReconstructionError"),
+    "training.losses": ("ExtraLoss", "LossTerms", "LossWeights", "training_loss"),
+    "training.metrics": ("CodeFigures", "CodeStatistics", "ErrorFigures", "GroupError", "ReconstructionError"),
     "model": ("BitwiseVAE", "TrainingOutput"),
-    "motion_clips": ("MotionClips", "MotionStatistics", "TrainingDataError"),
-    "quality_record": ("QualityRecord", "record_from_bytes", "sample_digest"),
-    "training": ("CurvePoint", "Trainer", "TrainingDivergedError", "TrainingEvents", "train"),
-    "training_state": ("TrainingStateError",),
-    "training_task": ("Peers", "TrainingSettings", "TrainingTask"),
+    "training.clips": ("MotionClips", "MotionStatistics", "TrainingDataError"),
+    "checkpoints.digest": ("sample_digest",),
+    "checkpoints.quality_record": ("QualityRecord", "record_from_bytes"),
+    "training.loop": ("CurvePoint", "Trainer", "TrainingDivergedError", "TrainingEvents", "train"),
+    "training.state": ("TrainingStateError",),
+    "training.task": ("Peers", "TrainingSettings", "TrainingTask"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

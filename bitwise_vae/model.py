@@ -5,9 +5,7 @@ Follows the original in names, numerics and state-dict keys; knows no files.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +35,7 @@ class TrainingOutput(NamedTuple):
 class BitwiseVAE(nn.Module):
     """Codes windows of motion as bits over several time scales.
 
-    Built from a configuration for training, or by `from_checkpoint`; owns weights and motion statistics.
+    Built from a configuration for training, or by `load_checkpoint`; owns weights and motion statistics.
     A window is 2T frames: the T frames of `prev` and the T frames of `this` that follow them.
     """
 
@@ -62,21 +60,6 @@ class BitwiseVAE(nn.Module):
         self.register_buffer("attn_mask", prev_this_mask(config.window_frames))
         self.register_buffer("motion_mean", torch.zeros(config.motion_dim))
         self.register_buffer("motion_std", torch.ones(config.motion_dim))
-
-    @classmethod
-    def from_checkpoint(
-        cls,
-        source: str | os.PathLike[str] | bytes | BinaryIO,
-        config: BitwiseVAEConfig | Mapping[str, Any] | None = None,
-    ) -> BitwiseVAE:
-        """Reads a trained model, in evaluation mode on the CPU; see `checkpoint.load_checkpoint`.
-
-        Raises:
-            CheckpointError: the file is not such a model, or contradicts the configuration.
-        """
-        from bitwise_vae.checkpoint import load_checkpoint
-
-        return load_checkpoint(source, config)
 
     def norm_with_stats(self, motion: Tensor) -> Tensor:
         """Motion units -> zero mean and unit deviation a column: (.., M) -> (.., M)."""

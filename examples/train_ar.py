@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from bitwise_vae.checkpoint import read_checkpoint
+from bitwise_vae.checkpoints.checkpoint import read_checkpoint
 from bitwise_vae.model import BitwiseVAE
 from pipeline.contract.specs import FlipRule
 from pipeline.errors import ConfigError, MotionTokensError

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bitwise_vae.model import BitwiseVAE
+from bitwise_vae import load_checkpoint
 
 BATCH_SIZE = 32
 GPU_LOADER_WORKERS = 4
@@ -59,7 +59,7 @@ class WindowDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 def tokenize_files(paths: Sequence[Path], checkpoint: Path, output: Path) -> int:
     """Tokenize every window of the files, save the bits of every clip, and return how many windows there were."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = BitwiseVAE.from_checkpoint(checkpoint).to(device).eval()
+    model = load_checkpoint(checkpoint).to(device).eval()
     dataset = WindowDataset(paths, model.window_frames, model.motion_dim)
     workers = GPU_LOADER_WORKERS if device.type == "cuda" else 0  # on a CPU they would take cores from the model
     loader = DataLoader(dataset, BATCH_SIZE, num_workers=workers, pin_memory=device.type == "cuda")

@@ -133,7 +133,7 @@ def control_config(config: JobConfig) -> JobConfig:
 
 def make_units(folder: Folder, num_units: int) -> None:
     """Write a file of one window for each unit, and a small codec."""
-    from bitwise_vae.checkpoint import checkpoint_bytes, random_checkpoint
+    from bitwise_vae.checkpoints.checkpoint import checkpoint_bytes, random_checkpoint
 
     frames = np.zeros((CODEC.window_frames, CODEC.motion_dim), np.float32)
     sink = io.BytesIO()

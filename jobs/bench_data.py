@@ -73,7 +73,7 @@ def make_data(folder: Folder, num_windows: int, config: BitwiseVAEConfig, motion
     Args:
         motion_format: one of `MOTION_FORMATS`; the clips are the same in each.
     """
-    from bitwise_vae.checkpoint import checkpoint_bytes, random_checkpoint
+    from bitwise_vae.checkpoints.checkpoint import checkpoint_bytes, random_checkpoint
 
     lengths = clip_lengths(num_windows, config.window_frames)
     per_file = max(MIN_CLIPS_PER_FILE, -(-len(lengths) // MAX_FILES))

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitwise_vae.bits import pack_bits_torch
-from bitwise_vae.checkpoint import random_checkpoint
+from bitwise_vae.checkpoints.checkpoint import random_checkpoint
 from bitwise_vae.config import BitwiseVAEConfig
-from bitwise_vae.encode import WindowEncoder
+from bitwise_vae.inference.encoder import WindowEncoder
+from bitwise_vae.inference.window_spans import checked_spans, cut_windows
 from bitwise_vae.model import BitwiseVAE
-from bitwise_vae.window_spans import checked_spans, cut_windows
 from jobs.bench_data import CODEC_SEED, MAX_CLIP_WINDOWS
 from jobs.bench_result import BenchRequest, BenchResult, Report
 from jobs.procedural_motion import speech_motion

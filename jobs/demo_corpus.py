@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitwise_vae.config import ARKIT_GROUPS, FLAME_GROUPS, BitwiseVAEConfig
-from bitwise_vae.motion_clips import MotionClips
+from bitwise_vae.training.clips import MotionClips
 from jobs.procedural_arkit import ARKIT_CHANNELS, arkit_motion
 from jobs.procedural_motion import speech_motion
 from jobs.speaker_timeline import FPS

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bitwise_vae.checkpoint import read_checkpoint
-from bitwise_vae.checkpoint_tensors import tensors_from_bytes
+from bitwise_vae.checkpoints.checkpoint import read_checkpoint
+from bitwise_vae.checkpoints.tensors import tensors_from_bytes
 from bitwise_vae.model import BitwiseVAE
 from jobs.display import size_text
 from pipeline.inspect.recognise import Found

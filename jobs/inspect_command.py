@@ -82,7 +82,7 @@ def _find(path: str, config: JobConfig) -> Found:
     try:
         return recognise(path, config.run.storage_options)
     except InputNotFoundError:
-        from bitwise_vae.checkpoint import pretrained_path
+        from bitwise_vae.checkpoints.checkpoint import pretrained_path
         from bitwise_vae.config import PRETRAINED
 
         if path not in PRETRAINED:

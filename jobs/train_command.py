@@ -19,9 +19,9 @@ from torch import Tensor
 
 from bitwise_vae.config import BitwiseVAEConfig, config_from_values, values_from_json
 from bitwise_vae.config import ConfigError as CodecConfigError
-from bitwise_vae.evaluation import Evaluation
-from bitwise_vae.training import CurvePoint, Trainer
-from bitwise_vae.training_task import Peers, TrainingSettings, TrainingTask
+from bitwise_vae.training.evaluation import Evaluation
+from bitwise_vae.training.loop import CurvePoint, Trainer
+from bitwise_vae.training.task import Peers, TrainingSettings, TrainingTask
 from jobs.session import ray_running
 from pipeline.errors import ConfigError, IncompleteError
 from pipeline.settings.job_config import JobConfig

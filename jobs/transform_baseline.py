@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitwise_vae.motion_clips import MotionClips, MotionStatistics
+from bitwise_vae.training.clips import MotionClips, MotionStatistics
 
 Floats = npt.NDArray[np.float64]
 

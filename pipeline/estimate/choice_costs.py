@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from bitwise_vae.checkpoint import read_checkpoint
-from bitwise_vae.encode import CPU_BATCH_WINDOWS, WindowEncoder
+from bitwise_vae.checkpoints.checkpoint import read_checkpoint
+from bitwise_vae.inference.encoder import CPU_BATCH_WINDOWS, WindowEncoder
 from pipeline.contract.columns import emitted_columns
 from pipeline.contract.specs import Contract, CorpusSpec, ExportSpec, FlipRule
 from pipeline.dataset.parquet_shard import shard_to_parquet

@@ -47,6 +47,7 @@ class HostedTokenizer:
         hub.ready.remote(ray.get_runtime_context().get_node_id())
 
     def __call__(self, row: pa.Table) -> pa.Table:
+        """Tokenize a row of motion."""
         with followed(self._hub, "tokenize", row), self._turn:
             return self._tokenizer.tokenize(MotionBlock.from_table(row)).to_table()
 
@@ -58,6 +59,7 @@ class HostedWriter:
         self._hub, self._writer = hub, writer
 
     def __call__(self, row: pa.Table) -> pa.Table:
+        """Write a row of tokens, and return its account."""
         with followed(self._hub, "write", row):
             return self._writer.write(TokenBlock.from_table(row)).to_table()
 

@@ -1,6 +1,4 @@
-"""What the processes of one graph tell each other: weights, exceptions, the word to stop, and how far the work is.
-
-"""
+"""What the processes of one graph tell each other: weights, exceptions, the word to stop, and how far the work is."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.run.flow import Flow, FlowBook
+
 
 @dataclass(frozen=True)
 class News:

@@ -13,6 +13,7 @@ from pipeline.plan.units import Unit
 from pipeline.run.tasks import Builder, Result, Task
 from pipeline.stages.read import UnitReader
 
+
 def ask_with_ray(ask: Callable[[], Answer], each: Mapping[str, float], wait_s: float) -> Answer:
     """Call a function in a worker of its own, with a tokenizer's place on the cluster, and return its answer.
 

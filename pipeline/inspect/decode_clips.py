@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bitwise_vae.checkpoint import read_checkpoint
+from bitwise_vae.checkpoints.checkpoint import read_checkpoint
 from bitwise_vae.config import PRETRAINED
 from pipeline.dataset.open_dataset import OpenDataset, packed_bits, windows_of_clip
 from pipeline.errors import CodecError, InputNotFoundError

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from bitwise_vae.checkpoint import read_checkpoint
+from bitwise_vae.checkpoints.checkpoint import read_checkpoint
+from bitwise_vae.checkpoints.digest import sample_digest
+from bitwise_vae.checkpoints.quality_record import QualityRecord
 from bitwise_vae.model import BitwiseVAE
-from bitwise_vae.quality_record import QualityRecord, sample_digest
 from pipeline.dataset.manifest import GateRecord, Manifest, Status, read_manifest
 from pipeline.errors import GateFailedError, OutputMismatchError
 from pipeline.job.request import Job

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from bitwise_vae.bits import pack_bits, unpack_bits
-from bitwise_vae.checkpoint import read_checkpoint
-from bitwise_vae.encode import PRECISIONS, WindowEncoder
+from bitwise_vae.checkpoints.checkpoint import read_checkpoint
 from bitwise_vae.flips import flip_pairs
+from bitwise_vae.inference.encoder import PRECISIONS, WindowEncoder
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.quantizer import code_from_bits, pool_frames, spread_tokens
 from pipeline.contract.flip_seeds import flip_seeds

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from bitwise_vae.bits import unpack_bits
-from bitwise_vae.metrics import ErrorFigures, ReconstructionError
 from bitwise_vae.model import BitwiseVAE
+from bitwise_vae.training.metrics import ErrorFigures, ReconstructionError
 from pipeline.quality.sample import WindowSample
 
 DECODE_WINDOWS = 8

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bitwise_vae.checkpoint import read_checkpoint
-from bitwise_vae.metrics import CodeFigures, CodeStatistics
+from bitwise_vae.checkpoints.checkpoint import read_checkpoint
 from bitwise_vae.model import BitwiseVAE
+from bitwise_vae.training.metrics import CodeFigures, CodeStatistics
 from pipeline.contract.drop_reasons import NEXT_STEP, DropReason
 from pipeline.contract.specs import Contract
 from pipeline.dataset.open_dataset import OpenDataset, packed_bits

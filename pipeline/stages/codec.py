@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from bitwise_vae.checkpoint import (
+from bitwise_vae.checkpoints.checkpoint import (
     CheckpointError,
     checkpoint_bytes,
     pretrained_bytes,
@@ -23,10 +23,10 @@ from bitwise_vae.checkpoint import (
     statistics_digest,
     weights_digest,
 )
+from bitwise_vae.checkpoints.quality_record import QualityRecord, record_from_bytes
 from bitwise_vae.config import PRESETS, PRETRAINED, ConfigError, values_from_json
-from bitwise_vae.fusible import fused_kernels
+from bitwise_vae.inference.fusible import fused_kernels
 from bitwise_vae.model import BitwiseVAE
-from bitwise_vae.quality_record import QualityRecord, record_from_bytes
 from pipeline.contract.specs import CodecSpec, Contract, Numerics
 from pipeline.errors import CodecError, InputNotFoundError, OutputMismatchError
 from pipeline.storage import read_bytes, read_text, without_secrets

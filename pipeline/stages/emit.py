@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitwise_vae.bits import pack_bits_torch
-from bitwise_vae.encode import WindowEncoder
 from bitwise_vae.flips import flip_pairs
+from bitwise_vae.inference.encoder import WindowEncoder
 from bitwise_vae.model import BitwiseVAE
 from pipeline.contract.flip_seeds import flip_seeds
 from pipeline.contract.specs import CorpusSpec, FlipRule

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from bitwise_vae.checkpoint import read_checkpoint
-from bitwise_vae.encode import WindowEncoder
-from bitwise_vae.fusible import KernelError
+from bitwise_vae.checkpoints.checkpoint import read_checkpoint
+from bitwise_vae.inference.encoder import WindowEncoder
+from bitwise_vae.inference.fusible import KernelError
 from pipeline.contract.specs import Contract
 from pipeline.dataset.paths import CONSTANTS_PATH
 from pipeline.dataset.token_store import TokenStore

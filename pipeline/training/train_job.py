@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from bitwise_vae.checkpoint import checkpoint_bytes, weights_digest
-from bitwise_vae.evaluation import Evaluation
-from bitwise_vae.losses import ExtraLoss
-from bitwise_vae.motion_clips import TrainingDataError
-from bitwise_vae.quality_record import QualityRecord
-from bitwise_vae.training import CurvePoint, Trainer, TrainingDivergedError, TrainingEvents, train
-from bitwise_vae.training_state import TrainingStateError
-from bitwise_vae.training_task import Peers, TrainingTask
+from bitwise_vae.checkpoints.checkpoint import checkpoint_bytes, weights_digest
+from bitwise_vae.checkpoints.quality_record import QualityRecord
+from bitwise_vae.training.clips import TrainingDataError
+from bitwise_vae.training.evaluation import Evaluation
+from bitwise_vae.training.loop import CurvePoint, Trainer, TrainingDivergedError, TrainingEvents, train
+from bitwise_vae.training.losses import ExtraLoss
+from bitwise_vae.training.state import TrainingStateError
+from bitwise_vae.training.task import Peers, TrainingTask
 from pipeline.errors import DataError, OutputMismatchError
 from pipeline.storage import Folder
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bitwise_vae.motion_clips import Motion, MotionClips, MotionStatistics, TrainingDataError
+from bitwise_vae.training.clips import Motion, MotionClips, MotionStatistics, TrainingDataError
 from pipeline.contract.drop_reasons import NEXT_STEP, ClipProblem, DropReason
 from pipeline.contract.resolve import codec_to_be, corpus_spec
 from pipeline.contract.specs import CodecSpec, TokenSpec

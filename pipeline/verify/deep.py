@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from bitwise_vae.checkpoint import read_checkpoint
-from bitwise_vae.encode import WindowEncoder
+from bitwise_vae.checkpoints.checkpoint import read_checkpoint
+from bitwise_vae.inference.encoder import WindowEncoder
 from pipeline.contract.columns import emitted_columns, token_schema
 from pipeline.contract.specs import Contract
 from pipeline.dataset.counts import array_of

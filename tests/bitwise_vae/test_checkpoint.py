@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from bitwise_vae.checkpoint import (
+from bitwise_vae.checkpoints.checkpoint import (
     CheckpointError,
     checkpoint_bytes,
     load_checkpoint,
@@ -70,7 +70,7 @@ def test_write_checkpoint_and_load_checkpoint_round_trip(tiny_model: BitwiseVAE,
     for source in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
         assert weights_digest(load_checkpoint(source)) == weights_digest(tiny_model)
     with path.open("rb") as file:
-        assert weights_digest(BitwiseVAE.from_checkpoint(file)) == weights_digest(tiny_model)
+        assert weights_digest(load_checkpoint(file)) == weights_digest(tiny_model)
 
 
 def test_write_checkpoint_refuses_other_formats(tiny_model: BitwiseVAE, tmp_path: Path) -> None:
@@ -130,9 +130,9 @@ def test_preset_says_what_shapes_cannot() -> None:
     assert read_checkpoint(torch_bytes(state), "vae.pt", None, {"fps": 30}, preset="artalk").config.fps == 30
 
 
-def test_from_checkpoint_accepts_a_whole_configuration(tiny_model: BitwiseVAE) -> None:
+def test_load_checkpoint_accepts_a_whole_configuration(tiny_model: BitwiseVAE) -> None:
     data = torch_bytes(tiny_model.state_dict())
-    assert BitwiseVAE.from_checkpoint(data, tiny_model.config).config == tiny_model.config
+    assert load_checkpoint(data, tiny_model.config).config == tiny_model.config
 
 
 def test_read_checkpoint_leaves_the_global_generator_alone(tiny_model: BitwiseVAE) -> None:

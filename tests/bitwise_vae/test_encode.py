@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from bitwise_vae import encode
 from bitwise_vae.bits import pack_bits, unpack_bits
-from bitwise_vae.checkpoint import random_checkpoint, weights_digest
+from bitwise_vae.checkpoints.checkpoint import random_checkpoint, weights_digest
 from bitwise_vae.config import BitwiseVAEConfig
-from bitwise_vae.encode import WindowEncoder
+from bitwise_vae.inference import encoder as encode
+from bitwise_vae.inference.encoder import WindowEncoder
 from bitwise_vae.model import BitwiseVAE
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint
-from bitwise_vae.encode import WindowEncoder
+from bitwise_vae.inference.encoder import WindowEncoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="hardware: no CUDA device")
 

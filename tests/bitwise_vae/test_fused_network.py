@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from bitwise_vae.checkpoint import random_checkpoint
+from bitwise_vae.checkpoints.checkpoint import random_checkpoint
 from bitwise_vae.config import BitwiseVAEConfig
-from bitwise_vae.fusible import KernelError, fused_kernels, is_fusible
+from bitwise_vae.inference.fusible import KernelError, fused_kernels, is_fusible
+from bitwise_vae.inference.window_spans import spans_of_windows
 from bitwise_vae.model import BitwiseVAE
-from bitwise_vae.window_spans import spans_of_windows
 
-fused_network = pytest.importorskip("bitwise_vae.fused_network")
+fused_network = pytest.importorskip("bitwise_vae.inference.fused_network")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_WINDOWS = 3

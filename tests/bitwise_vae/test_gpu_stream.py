@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from bitwise_vae.bits import pack_bits_torch
-from bitwise_vae.checkpoint import random_checkpoint
+from bitwise_vae.checkpoints.checkpoint import random_checkpoint
 from bitwise_vae.config import BitwiseVAEConfig
-from bitwise_vae.encode import WindowEncoder
+from bitwise_vae.inference.encoder import WindowEncoder
+from bitwise_vae.inference.window_spans import checked_spans, cut_windows
 from bitwise_vae.model import BitwiseVAE
-from bitwise_vae.window_spans import checked_spans, cut_windows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="hardware: no CUDA device")
 

@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from bitwise_vae.bits import pack_bits_torch
+from bitwise_vae.inference.window_spans import cut_windows
 from bitwise_vae.quantizer import MultiScaleQuantizer
-from bitwise_vae.window_spans import cut_windows
 
-kernels = pytest.importorskip("bitwise_vae.kernels")
+kernels = pytest.importorskip("bitwise_vae.inference.kernels")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF_ERROR = 4e-3

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bitwise_vae.latent_network import (
+from bitwise_vae.inference.latent_network import (
     LatentNetwork,
     attend,
     attend_by_products,

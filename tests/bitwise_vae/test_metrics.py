@@ -9,7 +9,7 @@ import pytest
 
 from bitwise_vae.bits import pack_bits
 from bitwise_vae.config import MotionGroup
-from bitwise_vae.metrics import MAX_HASHES, CodeStatistics, ReconstructionError
+from bitwise_vae.training.metrics import MAX_HASHES, CodeStatistics, ReconstructionError
 
 GROUPS = (MotionGroup("face", 0, 2, ""), MotionGroup("jaw", 2, 3, "rad"))
 

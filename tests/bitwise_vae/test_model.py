@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitwise_vae.checkpoint import random_checkpoint
+from bitwise_vae.checkpoints.checkpoint import random_checkpoint
 from bitwise_vae.config import BitwiseVAEConfig
 from bitwise_vae.model import BitwiseVAE
 

@@ -34,7 +34,8 @@ def test_pretrained_codec_is_small_and_knows_its_columns_and_quality(name: str) 
 
 @pytest.mark.parametrize("name", sorted(GROUPS))
 def test_pretrained_codec_has_a_card_with_its_digest_and_figures(name: str) -> None:
-    card = (Path(bitwise_vae.__file__).parent / "pretrained" / PRETRAINED[name]).with_suffix(".md").read_text()
+    folder = Path(bitwise_vae.__file__).parent / "checkpoints" / "pretrained"
+    card = (folder / PRETRAINED[name]).with_suffix(".md").read_text()
     data = pretrained_bytes(name)
     record = record_from_bytes(data, name)
     assert record is not None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitwise_vae.checkpoint import (
+from bitwise_vae.checkpoints.checkpoint import (
     CheckpointError,
     checkpoint_bytes,
     random_checkpoint,
@@ -16,8 +16,9 @@ from bitwise_vae.checkpoint import (
     round_weights,
     weights_digest,
 )
+from bitwise_vae.checkpoints.digest import sample_digest, sample_windows
+from bitwise_vae.checkpoints.quality_record import QualityRecord, record_from_bytes
 from bitwise_vae.config import BitwiseVAEConfig
-from bitwise_vae.quality_record import QualityRecord, record_from_bytes, sample_digest, sample_windows
 
 CONFIG = BitwiseVAEConfig(motion_dim=6, code_dim=8, patch_nums=(1, 2, 5), hidden_dim=16, depth=1, num_heads=2)
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from bitwise_vae.config import BitwiseVAEConfig, MotionGroup
-from bitwise_vae.evaluation import evaluate_clips
-from bitwise_vae.losses import LossWeights, training_loss
+from bitwise_vae.inference.window_bank import WindowBank
 from bitwise_vae.model import TrainingOutput
-from bitwise_vae.motion_clips import MotionClips, MotionStatistics, TrainingDataError
-from bitwise_vae.training import Trainer, TrainingDivergedError, TrainingEvents, train
-from bitwise_vae.training_state import TrainingStateError
-from bitwise_vae.training_task import Peers, TrainingSettings, TrainingTask
-from bitwise_vae.window_bank import WindowBank
+from bitwise_vae.training.clips import MotionClips, MotionStatistics, TrainingDataError
+from bitwise_vae.training.evaluation import evaluate_clips
+from bitwise_vae.training.loop import Trainer, TrainingDivergedError, TrainingEvents, train
+from bitwise_vae.training.losses import LossWeights, training_loss
+from bitwise_vae.training.state import TrainingStateError
+from bitwise_vae.training.task import Peers, TrainingSettings, TrainingTask
 
 CPU = torch.device("cpu")
 DIMS = 12

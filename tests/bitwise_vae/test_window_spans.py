@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitwise_vae.window_spans import checked_spans, cut_windows, frame_range, is_real_prev, spans_of_windows
+from bitwise_vae.inference.window_spans import checked_spans, cut_windows, frame_range, is_real_prev, spans_of_windows
 
 ONE = np.array([1])
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from bitwise_vae import BitwiseVAE, BitwiseVAEConfig, MotionGroup, checkpoint_bytes, random_checkpoint
-from bitwise_vae.metrics import ReconstructionError
-from bitwise_vae.quality_record import QualityRecord, sample_digest
+from bitwise_vae.checkpoints.digest import sample_digest
+from bitwise_vae.checkpoints.quality_record import QualityRecord
+from bitwise_vae.training.metrics import ReconstructionError
 
 GROUPS = (MotionGroup("expression", 0, 2, ""), MotionGroup("head_pose", 2, 4, "rad"))
 CONFIG = BitwiseVAEConfig(

@@ -15,7 +15,7 @@ import torch
 import webdataset as wds
 from datasets import load_dataset
 
-from bitwise_vae import BitwiseVAE, WindowEncoder, flip_pairs, pack_bits
+from bitwise_vae import WindowEncoder, flip_pairs, load_checkpoint, pack_bits
 from pipeline.estimate.estimate import SAMPLE_UNITS
 
 EMIT = ("--set", "emit=[latent, flips, decoded_prev]", "--set", "flips.pairs=2")
@@ -56,7 +56,7 @@ def test_bits_stay_as_they_are_without_emission(plain, rich):
 
 
 def test_emitted_columns_are_those_of_the_clips_own_motion(rich, tiny_codec, tools):
-    model = BitwiseVAE.from_checkpoint(tiny_codec)
+    model = load_checkpoint(tiny_codec)
     encoder = WindowEncoder(model, batch_size=32)
     rows = rows_of(rich)
     motion = torch.from_numpy(tools.tiny_motion(4, 7 + 3 * 4))

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from bitwise_vae.encode import WindowEncoder
+from bitwise_vae.inference.encoder import WindowEncoder
 from pipeline.run.lease import LEASE_PATH, host_here, process_start
 from pipeline.storage import Folder
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bitwise_vae.config import BitwiseVAEConfig
-from bitwise_vae.encode import WindowEncoder
+from bitwise_vae.inference.encoder import WindowEncoder
 from jobs.bench_encode import measure_encode
 from jobs.bench_result import BenchRequest
 from pipeline.errors import DataError

@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bitwise_vae import load_checkpoint
-from bitwise_vae.quality_record import record_from_bytes, sample_digest
+from bitwise_vae.checkpoints.digest import sample_digest
+from bitwise_vae.checkpoints.quality_record import record_from_bytes
 from jobs.cli import app
 
 DIMS = 12

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwise_vae.checkpoint import load_checkpoint
+from bitwise_vae.checkpoints.checkpoint import load_checkpoint
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import ConfigError, VerifyError
 from pipeline.loader import Dropping, NullCodes, TokenDataset, TokenFeatures, TokenStream, read_null_codes

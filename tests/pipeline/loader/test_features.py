@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bitwise_vae import BitwiseVAE, BitwiseVAEConfig, pack_bits, random_checkpoint
-from bitwise_vae.checkpoint import load_checkpoint
+from bitwise_vae.checkpoints.checkpoint import load_checkpoint
 from pipeline.contract.specs import FlipRule
 from pipeline.errors import ConfigError
 from pipeline.loader import TokenDataset, TokenFeatures, TokenStream

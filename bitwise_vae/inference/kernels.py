@@ -13,8 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from bitwise_vae.transformer import NEGATIVE_SLOPE
-from bitwise_vae.triton_kernels import (
+from bitwise_vae.inference.triton_kernels import (
     GELU,
     LEAKY,
     LOW_SCALE,
@@ -25,6 +24,7 @@ from bitwise_vae.triton_kernels import (
     norm_kernel,
     quantize_kernel,
 )
+from bitwise_vae.transformer import NEGATIVE_SLOPE
 
 ACTIVATIONS: dict[str, Any] = {"none": NONE.value, "leaky": LEAKY.value, "gelu": GELU.value}
 

@@ -16,13 +16,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bitwise_vae import kernels
 from bitwise_vae.bits import pack_bits_torch, unpack_bits_torch
-from bitwise_vae.fusible import KernelError
-from bitwise_vae.latent_network import LatentNetwork
+from bitwise_vae.inference import kernels
+from bitwise_vae.inference.fusible import KernelError
+from bitwise_vae.inference.latent_network import LatentNetwork
+from bitwise_vae.inference.window_spans import spans_of_windows
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.transformer import Attention, Mlp, mlp_dim
-from bitwise_vae.window_spans import spans_of_windows
 
 ALIGNED_DIMS = 16
 """Motion is filled up with zeros to a multiple of this: cuBLAS and the copy engines want rows that begin so."""

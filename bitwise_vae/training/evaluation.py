@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bitwise_vae.metrics import CodeFigures, CodeStatistics, ErrorFigures, ReconstructionError
+from bitwise_vae.checkpoints.digest import sample_digest
+from bitwise_vae.checkpoints.quality_record import QualityRecord
+from bitwise_vae.inference.window_bank import WindowBank
 from bitwise_vae.model import BitwiseVAE
-from bitwise_vae.motion_clips import MotionClips
-from bitwise_vae.quality_record import QualityRecord, sample_digest
-from bitwise_vae.window_bank import WindowBank
+from bitwise_vae.training.clips import MotionClips
+from bitwise_vae.training.metrics import CodeFigures, CodeStatistics, ErrorFigures, ReconstructionError
 
 EVALUATION_BATCH = 64
 

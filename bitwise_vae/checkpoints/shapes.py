@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bitwise_vae.checkpoint_tensors import CheckpointError
+from bitwise_vae.checkpoints.tensors import CheckpointError
 from bitwise_vae.config import PRESETS, BitwiseVAEConfig, ConfigError, config_from_values, values_from_json
 from bitwise_vae.transformer import prev_this_mask
 

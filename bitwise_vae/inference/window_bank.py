@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwise_vae.motion_clips import MotionClips
+from bitwise_vae.training.clips import MotionClips
 
 
 class WindowBatch(NamedTuple):

@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitwise_vae.bits import pack_bits_torch, unpack_bits_torch
-from bitwise_vae.fusible import fused_kernels, is_fusible
-from bitwise_vae.latent_network import LatentNetwork, PrevNetwork
+from bitwise_vae.inference.fusible import fused_kernels, is_fusible
+from bitwise_vae.inference.latent_network import LatentNetwork, PrevNetwork
+from bitwise_vae.inference.window_spans import Int64s, checked_spans, cut_windows, is_real_prev, spans_of_windows
 from bitwise_vae.model import BitwiseVAE
-from bitwise_vae.window_spans import Int64s, checked_spans, cut_windows, is_real_prev, spans_of_windows
 
 if TYPE_CHECKING:
-    from bitwise_vae.gpu_stream import WindowStream
+    from bitwise_vae.inference.gpu_stream import WindowStream
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CPU_BATCH_WINDOWS = 4
@@ -103,8 +103,8 @@ class WindowEncoder:
         self._batch_windows = batch_size
         self._seconds = 0.0
         if is_fusible(model.config) and fused_kernels(self.device):
-            from bitwise_vae.fused_network import FusedNetwork
-            from bitwise_vae.gpu_stream import WindowStream
+            from bitwise_vae.inference.fused_network import FusedNetwork
+            from bitwise_vae.inference.gpu_stream import WindowStream
 
             self._batch_windows = min(batch_size, GPU_BATCH_WINDOWS)
             with _exact_float32(self.device), torch.inference_mode():

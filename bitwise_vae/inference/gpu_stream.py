@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitwise_vae.fused_network import FusedNetwork
-from bitwise_vae.window_spans import cut_windows, frame_range, spans_of_windows
+from bitwise_vae.inference.fused_network import FusedNetwork
+from bitwise_vae.inference.window_spans import cut_windows, frame_range, spans_of_windows
 
 NUM_SLOTS, NUM_COPIERS = 4, 4
 COPY_BYTES = 4 << 20

@@ -19,11 +19,11 @@ from numpy.typing import ArrayLike
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from bitwise_vae.checkpoint_config import Overrides, config_from_shapes, require_state, stated_layers
-from bitwise_vae.checkpoint_tensors import CheckpointError, tensors_from_bytes, vae_state
+from bitwise_vae.checkpoints.quality_record import METADATA_KEY, QualityRecord
+from bitwise_vae.checkpoints.shapes import Overrides, config_from_shapes, require_state, stated_layers
+from bitwise_vae.checkpoints.tensors import CheckpointError, tensors_from_bytes, vae_state
 from bitwise_vae.config import PRETRAINED, BitwiseVAEConfig
 from bitwise_vae.model import BitwiseVAE
-from bitwise_vae.quality_record import METADATA_KEY, QualityRecord
 from bitwise_vae.transformer import prev_this_mask
 
 __all__ = [

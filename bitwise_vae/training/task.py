@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from bitwise_vae.config import BitwiseVAEConfig
-from bitwise_vae.losses import LossWeights
-from bitwise_vae.motion_clips import MotionClips, MotionStatistics, TrainingDataError
+from bitwise_vae.training.clips import MotionClips, MotionStatistics, TrainingDataError
+from bitwise_vae.training.losses import LossWeights
 
 PRECISIONS = ("float32", "bfloat16")
 

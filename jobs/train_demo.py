@@ -19,13 +19,13 @@ import torch
 
 from bitwise_vae.checkpoints.checkpoint import checkpoint_bytes, read_checkpoint, round_weights, weights_digest
 from bitwise_vae.config import BitwiseVAEConfig
-from bitwise_vae.inference.window_bank import WindowBank
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.training.clips import MotionStatistics
 from bitwise_vae.training.evaluation import Evaluation, evaluate_clips
 from bitwise_vae.training.loop import CurvePoint, Trainer, TrainingDivergedError, TrainingEvents, train
 from bitwise_vae.training.metrics import ErrorFigures, ReconstructionError
 from bitwise_vae.training.task import TrainingSettings, TrainingTask
+from bitwise_vae.training.window_bank import WindowBank
 from jobs.demo_corpus import NUM_HELD_OUT, SPACES, Corpus, Space, make_corpus, read_takes
 from jobs.speaker_timeline import FPS
 from jobs.transform_baseline import TransformBaseline, fit_baseline

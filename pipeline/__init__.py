@@ -1,1 +1,16 @@
-"""The data path: motion shards in, token shards out. Read graph.py first."""
+"""The data path: motion shards in, token shards out. A room imports only from rooms below it.
+
+    estimate | inspect | report | training | loader   who uses it
+    job | statistics | verify                         whole passes
+    quality | executors | export                      judge, run, shard
+    stages                                            read, tokenize, write, measure
+    dataset                                           what lies in an output folder
+    run                                               lease, stop, observer, record
+    plan                                              files -> units
+    sources (formats/)                                files -> clips
+    contract                                          what decides bytes
+    settings | storage                                what is asked; disk and object storage
+    errors.py | hashing.py
+
+Read executors/plain_loop.py first: the whole job in ten lines; then job/tokenize_job.py, which runs it.
+"""

@@ -1,6 +1,6 @@
 """The error tree: one class an event, each with the exit code of the command that meets it.
 
-Knows nothing else of the project. A clip that is dropped is no error: see quarantine.py.
+Knows nothing else of the project. A clip that is dropped is no error: see contract/drop_reasons.py.
 """
 
 from __future__ import annotations

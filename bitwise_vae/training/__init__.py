@@ -1,1 +1,4 @@
-"""."""
+"""The model fitted to clips.
+
+Read loop.py first.
+"""

@@ -12,10 +12,10 @@ import torch
 
 from bitwise_vae.checkpoints.digest import sample_digest
 from bitwise_vae.checkpoints.quality_record import QualityRecord
-from bitwise_vae.inference.window_bank import WindowBank
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.training.clips import MotionClips
 from bitwise_vae.training.metrics import CodeFigures, CodeStatistics, ErrorFigures, ReconstructionError
+from bitwise_vae.training.window_bank import WindowBank
 
 EVALUATION_BATCH = 64
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from bitwise_vae.config import BitwiseVAEConfig
-from bitwise_vae.inference.window_bank import WindowBank, WindowBatch
 from bitwise_vae.model import BitwiseVAE
 from bitwise_vae.training.clips import MotionStatistics
 from bitwise_vae.training.evaluation import Evaluation, evaluate
 from bitwise_vae.training.losses import ExtraLoss, LossTerms, training_loss
 from bitwise_vae.training.state import state_bytes, state_from_bytes
 from bitwise_vae.training.task import Peers, TrainingSettings, TrainingTask, check_task
+from bitwise_vae.training.window_bank import WindowBank, WindowBatch
 
 BETAS = (0.9, 0.99)
 

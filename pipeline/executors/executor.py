@@ -1,6 +1,6 @@
 """Who runs the stages, and what is told and noted meanwhile: the meeting point of a job and its executor.
 
-Knows no Ray: graph.py and plain_loop.py are the two ways to run.
+Knows no Ray: ray_graph.py and plain_loop.py are the two ways to run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.stages.measure import UnitMeasurer, UnitStatistics
 from pipeline.stages.read import UnitReader
 from pipeline.stages.write import FragmentWriter
 
-if TYPE_CHECKING:  # tokenizer_actor.py imports torch, which tasks that only read or write need not wait for
+if TYPE_CHECKING:  # tokenize_stage.py imports torch, which tasks that only read or write need not wait for
     from pipeline.stages.tokenize_stage import TokenizeListener, TokenizerSettings
 
 

@@ -1,4 +1,4 @@
-"""The stages of graph.py in a plain loop in this process: same functions, same order, same bytes.
+"""The stages of ray_graph.py in a plain loop in this process: same functions, same order, same bytes.
 
 Knows no Ray.
 """

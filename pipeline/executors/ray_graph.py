@@ -1,13 +1,9 @@
-"""READ FIRST. Every stage of a job, in order, on one page.
+"""The stages of a job as a Ray Data graph, in order, on one page.
 
-    units --read--> motion --tokenize--> bits --write--> fragments    (tokenize_with_ray)
-    fragments --build--> shards                                       (build_with_ray)
-    fragments --deal--> slots --gather--> shards, shuffled            (build_with_ray, twice)
+    units --read--> motion --tokenize--> bits --write--> fragments
 
-In the first line, a Ray Data graph, one row is one run of units: tasks read it, actors tokenize and write it; the
-others need no graph, only tasks. What a stage does stands in read_units.py, tokenizer_actor.py, write_fragments.py,
-export/build.py and export/shuffle.py; here is only who calls whom, and on what. plain_loop.py calls the same stages
-without Ray.
+One row is one run of units: tasks read it, actors tokenize and write it. What a stage does stands in stages/; here is
+only who calls whom, and on what. plain_loop.py calls the same stages without Ray.
 Exactly-once comes from planned units and atomic commits, never from Ray: a row may pass a stage twice.
 """
 

@@ -1,6 +1,6 @@
 """The Ray Data graph of the statistics pass: units --measure--> statistics, one task a run of units.
 
-One row is one run of units. What is measured stands in unit_statistics.py; plain_loop.py does the same without Ray.
+One row is one run of units. What is measured stands in stages/measure.py; plain_loop.py does the same without Ray.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The whole export: committed fragments -> shards, index, card and manifest; publish.py makes them the dataset.
 
-Knows no Ray or torch: who builds the shards is handed in (graph.py).
+Knows no Ray or torch: who builds the shards is handed in (executors/).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The whole job: inputs and a checkpoint in, a published token dataset out.
 
-Knows no Ray: who runs the stages is handed in (execution.py).
+Knows no Ray: who runs the stages is handed in (executors/executor.py).
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""What a person looks at after a run: one page, its numbers and its pictures."""
+"""What a person looks at after a run: one page, its numbers and its pictures.
+
+Read build.py first.
+"""

@@ -1,6 +1,6 @@
 """What a person sets for a job: the layout of run.yaml, its defaults, and helpful refusals.
 
-Knows no Ray, torch, Arrow or storage. What of it can change a byte is drawn from it in config.py.
+Knows no Ray, torch, Arrow or storage. What of it can change a byte is drawn from it in contract/resolve.py.
 """
 
 from __future__ import annotations

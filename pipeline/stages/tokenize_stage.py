@@ -1,6 +1,6 @@
 """The tokenizer: motion of a run of units in, packed bits out. Hosted by Ray on a GPU, or called in a loop.
 
-Names no Ray: graph.py hosts it. It reads no files; what it needs comes with the block and the constructor.
+Names no Ray: ray_hosts.py hosts it. It reads no files; what it needs comes with the block and the constructor.
 """
 
 from __future__ import annotations

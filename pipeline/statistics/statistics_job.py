@@ -1,6 +1,6 @@
 """The statistics pass: inputs in, one MotionStatistics out, every clip read once.
 
-Knows no Ray: who measures units is handed in (execution.py). Units are added up in order of their keys,
+Knows no Ray: who measures units is handed in (executors/executor.py). Units are added up in order of their keys,
 so that the numbers are the same for any number of workers.
 """
 

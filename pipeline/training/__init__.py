@@ -1,1 +1,4 @@
-"""."""
+"""A codec fitted to motion.
+
+Read train_job.py first.
+"""

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from bitwise_vae.config import BitwiseVAEConfig, MotionGroup
-from bitwise_vae.inference.window_bank import WindowBank
 from bitwise_vae.model import TrainingOutput
 from bitwise_vae.training.clips import MotionClips, MotionStatistics, TrainingDataError
 from bitwise_vae.training.evaluation import evaluate_clips
@@ -17,6 +16,7 @@ from bitwise_vae.training.loop import Trainer, TrainingDivergedError, TrainingEv
 from bitwise_vae.training.losses import LossWeights, training_loss
 from bitwise_vae.training.state import TrainingStateError
 from bitwise_vae.training.task import Peers, TrainingSettings, TrainingTask
+from bitwise_vae.training.window_bank import WindowBank
 
 CPU = torch.device("cpu")
 DIMS = 12

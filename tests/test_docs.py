@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
 from pipeline.contract import schema
+from pipeline.contract.columns import token_schema
 from pipeline.contract.drop_reasons import DropReason
 from pipeline.contract.resolve import corpus_spec, export_spec
 from pipeline.contract.specs import CodecSpec, TokenSpec
@@ -249,7 +250,7 @@ def test_quarantine_table_lists_every_reason():
 @pytest.mark.parametrize(
     ("title", "wanted"),
     [
-        ("Columns of a token shard", schema.token_schema(ANY_CODEC)),
+        ("Columns of a token shard", token_schema(ANY_CODEC)),
         ("index/clips.parquet", schema.CLIP_INDEX_SCHEMA),
         ("index/units.parquet", schema.UNIT_INDEX_SCHEMA),
         ("index/windows.parquet", schema.WINDOW_INDEX_SCHEMA),

@@ -12,5 +12,5 @@
     settings | storage                                what is asked; disk and object storage
     errors.py | hashing.py
 
-Read executors/plain_loop.py first: the whole job in ten lines; then job/tokenize_job.py, which runs it.
+Read executors/plain_loop.py first: the stages in ten lines; then job/tokenize_job.py, the whole job.
 """

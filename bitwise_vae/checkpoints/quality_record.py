@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: its held-out error, and the bits of a sample that every machine can make again.
+"""What a checkpoint says about itself: its held-out error, and the digest that its bits give.
 
 Knows models and bytes; no paths, no corpus. The record is part of no digest: equal weights are the same codec.
 """

@@ -5,12 +5,9 @@ Knows no Ray, torch or storage. A change here moves SCHEMA_VERSION and CHANGELOG
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pyarrow as pa
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA_VERSION = 1
 

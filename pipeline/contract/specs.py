@@ -1,6 +1,6 @@
 """TokenSpec, ExportSpec and the contract: what can change a fragment, only a shard, and who computed it.
 
-Knows no Ray, torch or Arrow. RunConfig, which never changes a byte, stands in job_config.py.
+Knows no Ray, torch or Arrow. RunConfig, which never changes a byte, stands in settings/run_config.py.
 """
 
 from __future__ import annotations

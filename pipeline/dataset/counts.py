@@ -1,4 +1,4 @@
-"""Windows that differ in what stands beside their bits: counted by column, over pairs of rows.
+"""Counts over tables: clips dropped by reason, and windows that differ in a column beside their bits.
 
 Knows no Ray, torch or storage.
 """

@@ -1,4 +1,4 @@
-"""Ledgers as they travel and are stored: Arrow IPC streams."""
+"""Tables such as ledgers as bytes: Arrow IPC streams, in fragments and between the stages."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Token rows of a tar shard of one window a sample without sound, column by column.
 
-Such a shard is what most exports write. Whatever looks otherwise, or wrong, is left to webdataset.py, which reads any
+Such a shard is what most exports write. Whatever looks otherwise, or wrong, is left to tar_shard.py, which reads any
 tar sample by sample and says what is wrong with it. Knows no storage.
 """
 

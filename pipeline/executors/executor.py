@@ -1,4 +1,4 @@
-"""Who runs the stages, and what is told and noted meanwhile: the meeting point of a job and its executor.
+"""Who runs the stages, and what is told meanwhile: the meeting point of a job and its executor.
 
 Knows no Ray: ray_graph.py and plain_loop.py are the two ways to run.
 """

@@ -1,4 +1,4 @@
-"""What travels between the stages: motion of a run of units, its tokens, and the account of what was done.
+"""What travels between the stages: motion of a run of units, then its tokens.
 
 Knows no Ray, torch or storage. Large arrays cross as single Arrow values, so that they are never copied.
 """

@@ -1,6 +1,6 @@
 """Windows of a dataset encoded again from their source motion, and compared bit by bit, with what is emitted of them.
 
-Knows no Ray. verify.py proves everything that needs no model; this is the part that does.
+Knows no Ray. dataset.py proves everything that needs no model; this is the part that does.
 """
 
 from __future__ import annotations

@@ -114,10 +114,8 @@ class Corpus:
         command = [sys.executable, "-m", "jobs.cli", "tokenize", place.motion, output.url]
         command += ["-c", str(self.folder / "codec.safetensors"), "--set", "units.files=1"]
         command += ["--set", "export.windows_per_shard=60", "--set", "gate=off", "--set", "run.report=false"]
-        return (
-            command
-            + {"local": ["--local"], "call": ["--local"], "ray": [], "cluster": ["--set", "run.workers=2"]}[executor]
-        )
+        how = {"local": ["--local"], "call": ["--local"], "ray": [], "cluster": ["--set", "run.workers=2"]}
+        return command + how[executor]
 
     @cached_property
     def reference(self) -> dict[str, bytes]:

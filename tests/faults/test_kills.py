@@ -17,11 +17,12 @@ KILLS = [
     ("kill_group", "local", "local"),
     ("term", "local", "s3"),
     ("kill_actor", "ray", "local"),
+]
+SLOW_KILLS = [
     ("kill_group", "ray", "local"),
     ("kill_worker", "ray", "local"),
     ("term_group", "ray", "local"),  # in test_cli.py SIGTERM meets the driver alone
 ]
-SLOW = KILLS[-3:]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,8 @@ def grounds(tmp_path_factory):
 @pytest.mark.parametrize(
     ("number", "kill"),
     [
-        pytest.param(number, kill, id="-".join(kill), marks=[pytest.mark.slow] * (kill in SLOW))
-        for number, kill in enumerate(KILLS)
+        pytest.param(number, kill, id="-".join(kill), marks=[pytest.mark.slow] * (kill in SLOW_KILLS))
+        for number, kill in enumerate(KILLS + SLOW_KILLS)
     ],
 )
 def test_a_killed_run_ends_in_the_same_bytes(grounds, number, kill):

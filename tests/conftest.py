@@ -180,8 +180,8 @@ def procedural_motion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import numpy as np
 
-    from jobs.procedural_arkit import ARKIT_CHANNELS, arkit_motion
-    from jobs.procedural_motion import speech_motion
+    from jobs.demo.procedural_motion import speech_motion
+    from jobs.demo_codecs.procedural_arkit import ARKIT_CHANNELS, arkit_motion
 
     folder = tmp_path_factory.mktemp("procedural")
     flame, arkit = folder / "flame106", folder / "arkit_iphone"

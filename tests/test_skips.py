@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRE_ALL = "MOTION_TOKENS_TESTS_REQUIRE_ALL"
-WANTING = ("tests/jobs/test_procedural_arkit.py", "tests/jobs/test_deploy_render.py", "tests/test_hardware.py")
+WANTING = (
+    "tests/jobs/demo_codecs/test_procedural_arkit.py", "tests/jobs/deploy/test_render.py", "tests/test_hardware.py",
+)  # fmt: skip
 """Files of tests, some of which want recorded motion, schemas of KubeRay or other hardware."""
 COUNTS = re.compile(r"(\d+) (passed|skipped|failed|error)")
 

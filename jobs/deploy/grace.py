@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from jobs.session import END_LIMIT_S
+from jobs.session.signals import END_LIMIT_S
 from pipeline.settings.deploy_config import DeployConfig
 from pipeline.settings.job_config import JobConfig
 

@@ -12,8 +12,7 @@ from typing import Any
 import typer
 
 from bitwise_vae.config import PRESETS, PRETRAINED
-from jobs.cli import TWO_CONFIGURATIONS
-from jobs.submit_cli import check_command
+from jobs.app import TWO_CONFIGURATIONS, check_command
 from pipeline.settings.deploy_config import DeployConfig
 from pipeline.settings.job_config import JobConfig, all_keys
 from pipeline.storage import without_secrets

@@ -17,7 +17,7 @@ import yaml
 from jobs.deploy.checks import Checked, groups, store_bytes
 from jobs.deploy.grace import drain_s, node_drain_s
 from jobs.deploy.job_command import NAME, job_command
-from jobs.ray_environment import RAY_ENVIRONMENT
+from jobs.session.ray_environment import RAY_ENVIRONMENT
 from pipeline.errors import ConfigError
 from pipeline.settings.deploy_config import DeployConfig, GpuGroupConfig, GroupConfig, PodConfig
 from pipeline.settings.job_config import JobConfig

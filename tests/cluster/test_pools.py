@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from jobs.session import open_session, stop_behind
+from jobs.session.session import open_session
+from jobs.session.signals import stop_behind
 from pipeline.errors import ResourcesError
 from pipeline.executors.executor import WRITER_CPUS, TokenizeProgress, num_writers
 from pipeline.executors.ray_graph import READER_CPUS, gpu_calls_ahead

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.ray_environment import RAY_ENVIRONMENT
+from jobs.session.ray_environment import RAY_ENVIRONMENT
 
 with pytest.MonkeyPatch.context() as beside:
     beside.syspath_prepend(str(Path(__file__).parent))
@@ -24,7 +24,7 @@ with pytest.MonkeyPatch.context() as beside:
 COMMAND_LIMIT_S = 240
 ASK_A_WORKER = """
 import json, os, sys
-from jobs.session import ray_running
+from jobs.session.ray_start import ray_running
 with ray_running(address=sys.argv[1]):
     import ray
     print(json.dumps(ray.get(ray.remote(lambda: dict(os.environ)).remote())))

@@ -69,7 +69,7 @@ def run_job(folder: Path, minutes: float) -> int:
     """Tokenize every unit alone until the time is over, and return the exit code of the command."""
     from rich.console import Console
 
-    from jobs.tokenize_command import run_tokenize
+    from jobs.commands.run.tokenize_command import run_tokenize
     from pipeline.errors import MotionTokensError
     from pipeline.settings.job_config import TokenizeRequest, load_config
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bitwise_vae.config import BitwiseVAEConfig
-from jobs.bench_data import make_data
+from jobs.bench.data import make_data
 from pipeline.storage import Folder
 
 MINUTES = float(os.environ.get("FORECAST_MINUTES", "2"))

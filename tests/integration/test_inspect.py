@@ -14,7 +14,7 @@ from rich.console import Console
 from bitwise_vae import checkpoint_bytes, load_checkpoint, weights_digest
 from bitwise_vae.checkpoints.digest import sample_digest
 from bitwise_vae.checkpoints.quality_record import QualityRecord
-from jobs.inspect_command import InspectRequest, run_inspect
+from jobs.commands.dataset.inspect_command import InspectRequest, run_inspect
 from pipeline.settings.job_config import load_config
 
 QUICK = ("--local", "--gate", "off", "--set", "run.report=false")

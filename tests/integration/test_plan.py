@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from jobs.session import open_session
-from jobs.supervision import RAY_COMMANDS
+from jobs.session.session import open_session
+from jobs.session.supervision import RAY_COMMANDS
 from pipeline.estimate.estimate import estimate_job
 from pipeline.job.request import prepare
 from pipeline.job.tokenize_job import runs_of, stages_of

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from jobs.session import open_session
+from jobs.session.session import open_session
 from pipeline.job.tokenize_job import JobControl, tokenize_dataset
 from pipeline.run.observer import JobObserver
 from pipeline.run.record import JobRecord

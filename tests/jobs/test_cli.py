@@ -9,7 +9,8 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app, job_config
+from jobs.app import job_config
+from jobs.cli import app
 from pipeline.errors import ConfigError, IncompleteError
 from pipeline.storage import Folder
 

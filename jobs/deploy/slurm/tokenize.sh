@@ -35,7 +35,7 @@ export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 export RAY_AUTH_TOKEN
 export RAY_TMPDIR=${MOTION_TOKENS_RAY_FOLDER:-/tmp/motion-tokens-$SLURM_JOB_ID} # local, and short: it holds sockets
-settings=$(python -m jobs.ray_environment) || exit "$REFUSED" # Python has said what is missing
+settings=$(python -m jobs.session.ray_environment) || exit "$REFUSED" # Python has said what is missing
 eval "$settings"
 
 answers() {

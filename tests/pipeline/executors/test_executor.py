@@ -77,7 +77,9 @@ def test_audio_that_is_cut_counts_among_the_tokens(
     assert writes_at_once([[Unit("a", "", 128 << 20, ())]], spec) == 2
 
 
-@pytest.mark.parametrize("module", ["pipeline.executors.ray_graph", "jobs.plan_command", "jobs.tokenize_command"])
+@pytest.mark.parametrize(
+    "module", ["pipeline.executors.ray_graph", "jobs.commands.run.plan_command", "jobs.commands.run.tokenize_command"]
+)
 def test_what_has_to_start_fast_imports_no_torch(module: str) -> None:
     """Tasks that read and write start in a fresh process: torch would take seconds of each. Commands start Ray beside
     its import, and plan's start is to last as long as a run's.

@@ -1,0 +1,1 @@
+"""The commands by subject; each folder's `*_cli.py` holds the options, and names the function that works."""

@@ -1,0 +1,1 @@
+"""Commands that make codecs: stats and train. Read codec_cli.py first."""

@@ -1,0 +1,1 @@
+"""How the shipped codecs were made. Read train_demo.py first."""

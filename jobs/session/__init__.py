@@ -1,0 +1,1 @@
+"""Who runs the stages, and what it finds: executor, Ray, signals, environment. Read session.py first."""

@@ -28,8 +28,7 @@ from ar_data import AUDIO_COLUMNS, LATENT_COLUMN, Corpus, Shares, open_corpus, s
 from ar_model import SIZES, Audio, NextScaleModel, audio_bands
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch import distributed as dist
+from torch import Tensor, distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bitwise_vae.checkpoints.checkpoint import read_checkpoint

@@ -10,20 +10,22 @@ import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer.core import TyperGroup
 
-from jobs.session.supervision import EXIT_INCOMPLETE, EXIT_STOPPED
-from pipeline.errors import MotionTokensError
+from jobs.session.ray_start import is_loss_of_ray, native_noise_aside
+from jobs.session.signals import EXIT_STOPPED, stop_behind, stop_signals
+from jobs.session.streams import go_on_without_reader
+from pipeline.errors import IncompleteError, MotionTokensError
+from pipeline.run.stopping import Stopped
 from pipeline.settings.job_config import JobConfig, load_config
 
-if TYPE_CHECKING:
-    from pipeline.run.stopping import Stopped
-
-EXIT_WRONG_DATA, EXIT_INTERNAL = 1, 70
+EXIT_FOUND = 1
+"""Of verify, diff and certify: something was found. Of others it says nothing: they died without a word."""
 TWO_CONFIGURATIONS = "--preset and --model-config say the same thing: give one of them"
 ORDER = (
     *("demo", "inspect", "stats", "train", "plan", "tokenize", "replay", "runs"),
@@ -55,7 +57,7 @@ errors = Console(stderr=True)
 
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders or globs; NAME=PATH names one.")]
 GivenInputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="The inputs that tokenize was given.")]
-Dataset = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a token dataset.")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URL of a token dataset.")]
 Checkpoint = Annotated[
     str, typer.Option("--checkpoint", "-c", help="Codec: .safetensors, .pt or .pth, file or URL; demo or demo-arkit.")
 ]
@@ -73,6 +75,7 @@ Workers = Annotated[
 ]
 ModelConfig = Annotated[str | None, typer.Option(help="JSON with what the weights' shapes do not say.")]
 Preset = Annotated[str | None, typer.Option(help="Known model configuration: artalk.")]
+JsonFile = Annotated[str | None, typer.Option("--json", help="File for the same, for programs; path or URL.")]
 Clips = Annotated[str | None, typer.Option(help="File with one clip id a line: only these.")]
 Exclude = Annotated[str | None, typer.Option(help="File with one clip id a line: never these.")]
 
@@ -115,17 +118,19 @@ def check_command(command: Sequence[str]) -> typer.Context:
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Turn errors into one message and the exit code that says what to do."""
-    from jobs.session.ray_start import is_loss_of_ray, native_noise_aside
-    from jobs.session.signals import stop_behind, stop_signals
-    from pipeline.run.stopping import Stopped
+def reported(only_reads: bool = False) -> Iterator[None]:
+    """Turn errors into one message and the exit code that says what to do.
 
+    Args:
+        only_reads: the command has nothing left to do when nobody reads its output.
+    """
+    if not only_reads:
+        go_on_without_reader()
     try:
         with stop_signals(), native_noise_aside():
             yield
     except MotionTokensError as error:
-        errors.print(f"[bold red]error:[/bold red] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from error
     except Stopped as stopped:
         raise _stopped(stopped) from stopped
@@ -136,18 +141,12 @@ def reported() -> Iterator[None]:
             raise _stopped(wrapped) from error
         if is_loss_of_ray(error):
             errors.print(f"error: Ray was lost ({type(error).__name__}): run the same command again", highlight=False)
-            raise typer.Exit(EXIT_INCOMPLETE) from error
+            raise typer.Exit(IncompleteError.exit_code) from error
         traceback.print_exc()
         errors.print("[bold red]internal error[/bold red]: please report the lines above", highlight=False)
-        raise typer.Exit(EXIT_INTERNAL) from error
+        raise typer.Exit(MotionTokensError.exit_code) from error
 
 
 def _stopped(stopped: Stopped) -> typer.Exit:
     errors.print(f"stopped by {stopped}: run the same command again, what is committed stays", highlight=False)
     return typer.Exit(EXIT_STOPPED)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

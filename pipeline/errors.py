@@ -5,11 +5,13 @@ Knows nothing else of the project. A clip that is dropped is no error: see contr
 
 from __future__ import annotations
 
+import os
+
 
 class MotionTokensError(Exception):
     """Base of every error that a person can act upon; the message names finding and next step."""
 
-    exit_code = 70
+    exit_code = os.EX_SOFTWARE  # 70
 
 
 class RequestError(MotionTokensError):
@@ -49,7 +51,7 @@ class StreamStateError(RequestError):
 class DataError(MotionTokensError):
     """The data is wrong; trying again would not help."""
 
-    exit_code = 1
+    exit_code = os.EX_DATAERR  # 65
 
 
 class NoClipLeftError(DataError):
@@ -67,7 +69,7 @@ class GateFailedError(DataError):
 class IncompleteError(MotionTokensError):
     """Work is missing but can be resumed by the same command."""
 
-    exit_code = 3
+    exit_code = os.EX_TEMPFAIL  # 75
 
 
 class ActiveRunError(IncompleteError):
@@ -80,3 +82,9 @@ class ResourcesError(IncompleteError):
 
 class StorageError(IncompleteError):
     """Storage did not answer after all retries."""
+
+
+class OutputError(StorageError):
+    """The output cannot be written: no space, no permission; waiting alone would not help."""
+
+    exit_code = os.EX_IOERR  # 74

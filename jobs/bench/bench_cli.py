@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.app import (
+    JsonFile,
     app,
     console,
     reported,
@@ -19,7 +19,7 @@ def bench(
     suite: Annotated[
         str, typer.Argument(metavar="SUITE", help="control, encode, export, gpus, loader, pipeline, plan or startup.")
     ],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the results.")] = None,
+    json_file: JsonFile = None,
     windows: Annotated[int | None, typer.Option(min=1, help="How many; each suite has a size of its own.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs of each side.")] = 5,
     precision: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",

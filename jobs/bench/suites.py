@@ -5,10 +5,9 @@ A suite is a function of a request; adding one is a line in `SUITES`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,17 +17,16 @@ from jobs.bench.data import MOTION_FORMATS
 from jobs.bench.measure_control import measure_control
 from jobs.bench.measure_encode import measure_encode
 from jobs.bench.measure_export import measure_export
-from jobs.bench.measure_gpus import SUITE as GPUS
-from jobs.bench.measure_gpus import measure_gpus
+from jobs.bench.measure_gpus import SUITE as GPUS, measure_gpus
 from jobs.bench.measure_loader import measure_loader
 from jobs.bench.measure_pipeline import measure_pipeline
 from jobs.bench.measure_plan import measure_plan
 from jobs.bench.measure_startup import measure_startup
 from jobs.bench.result import SPREAD, BenchRequest, BenchResult, Report, Suite
+from jobs.output.json_file import write_json
 from jobs.output.run_record import hardware, versions
 from pipeline.errors import ConfigError
 from pipeline.settings.job_config import load_config
-from pipeline.storage import Folder
 
 SUITES: dict[str, Suite] = {
     "control": measure_control,
@@ -72,7 +70,7 @@ def make_request(
 def run_bench(
     suite: str,
     request: BenchRequest,
-    json_file: Path | None,
+    json_file: str | None,
     console: Console,
     suites: Mapping[str, Suite] = SUITES,
 ) -> None:
@@ -89,19 +87,18 @@ def run_bench(
         results = suites[suite](request, report)
     console.print(results_table(results))
     if json_file is not None:
-        Folder(str(json_file.parent)).publish(json_file.name, results_json(results))
+        write_json(json_file, results_tree(results))
         console.print(f"results in {json_file}", highlight=False, soft_wrap=True)
 
 
-def results_json(results: Sequence[BenchResult]) -> bytes:
-    """Return the text of the JSON file: results, how spread is meant, hardware and versions."""
-    tree = {
+def results_tree(results: Sequence[BenchResult]) -> dict[str, Any]:
+    """Return what the JSON file holds: results, how spread is meant, hardware and versions."""
+    return {
         "results": [result.to_json() for result in results],
         "spread_is": SPREAD,
         "hardware": hardware(),
         "versions": versions(),
     }
-    return (json.dumps(tree, indent=1) + "\n").encode()
 
 
 def results_table(results: Sequence[BenchResult]) -> Table:

@@ -27,18 +27,23 @@ from pipeline.errors import ConfigError, IncompleteError
 
 MEANINGS = {
     0: "complete",
-    1: "the data is wrong: read what it says above, trying again does not help",
+    1: "ended without a word of its own: read the last lines above, and hand the same command in again",
     2: "the request cannot start: correct what it says above",
-    3: "incomplete: hand the same command in again, what is committed stays",
-    70: "an internal error: please report the lines above",
+    os.EX_DATAERR: "the data is wrong: read what it says above, trying again does not help",
+    os.EX_SOFTWARE: "an internal error: please report the lines above",
+    os.EX_IOERR: "the output cannot be written: do what it says above, then hand the same command in again",
+    os.EX_TEMPFAIL: "incomplete: hand the same command in again, what is committed stays",
     143: "stopped: hand the same command in again, what is committed stays",
 }
 """Exit code of a command -> what it means and what to do."""
+FOUND = "something was found: read what it says above"
+"""What 1 means of a command that compares."""
 
-SETTLED = frozenset({0, 1, 2})
+SETTLED = frozenset({0, 2, os.EX_DATAERR})
 """Exit codes after which the same command is not to be handed in again."""
+COMPARING = frozenset({"verify", "diff", "certify"})
+"""Commands that end with 1 where they found something, and are settled then."""
 
-NOT_INSTALLED = 127
 STOP_WAIT_S = 600
 """A command that gets a signal ends by itself, soon after its grace time; this is for one that cannot."""
 ANSWER_LIMIT_S = 30.0
@@ -148,7 +153,7 @@ class JobServer:
         while (job := known.get(job_id)) is not None:
             if job.command != _command_of(entrypoint(arguments)):
                 raise ConfigError(f"--id {name}: job {job_id} is another command, {job.command}; say another id")
-            if not job.is_over or job.exit_code in SETTLED:
+            if not job.is_over or is_settled(job):
                 return job_id, True
             count += 1
             job_id = f"{name}-{count}"
@@ -292,10 +297,24 @@ def check_job_id(name: str) -> None:
 def entrypoint(arguments: Sequence[str]) -> str:
     """Return the shell line of a command on the cluster.
 
-    Where the package is not installed, Python itself would end with 1, which means "the data is wrong" here. With
-    `exec`, no shell stands between the job server and the command: signals and exit codes pass as they are.
+    With `exec`, no shell stands between the job server and the command: signals and exit codes pass as they are.
     """
-    return f"python -c 'import jobs' || exit {NOT_INSTALLED}; exec python -m jobs.cli {shlex.join(arguments)}"
+    return f"exec python -m jobs.cli {shlex.join(arguments)}"
+
+
+def meaning_of(job: JobState) -> str:
+    """Return what the exit code of a job that is over means, and what to do."""
+    code = job.exit_code or 0
+    return FOUND if code == 1 and _compares(job) else MEANINGS[code]
+
+
+def is_settled(job: JobState) -> bool:
+    """Return whether a job that is over would only end as it did, were it handed in again."""
+    return job.exit_code in SETTLED or (job.exit_code == 1 and _compares(job))
+
+
+def _compares(job: JobState) -> bool:
+    return job.command.partition(" ")[0] in COMPARING
 
 
 def job_environment() -> dict[str, str]:
@@ -319,10 +338,8 @@ def exit_code_of(status: str, driver_code: int | None, error_type: str | None) -
     if driver_code in MEANINGS:
         return driver_code
     if driver_code is None:  # the command was not started, or its node was lost
-        return 2 if error_type == "RUNTIME_ENV_SETUP_FAILURE" else 3
-    if driver_code == NOT_INSTALLED:
-        return 2
-    return 3 if driver_code < 0 or driver_code > 128 else 70
+        return 2 if error_type == "RUNTIME_ENV_SETUP_FAILURE" else os.EX_TEMPFAIL
+    return os.EX_TEMPFAIL if driver_code < 0 or driver_code > 128 else os.EX_SOFTWARE
 
 
 def _patient_client(client: Any) -> Any:

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from jobs.app import app, check_command, console, errors, reported
 from jobs.cluster.patience import patiently
-from jobs.cluster.submit import MEANINGS, JobServer, JobState, Surroundings, check_job_id, new_job_id
+from jobs.cluster.submit import JobServer, JobState, Surroundings, check_job_id, meaning_of, new_job_id
 from jobs.output.program import program_text
-from jobs.session.supervision import EXIT_STOPPED
+from jobs.session.signals import EXIT_STOPPED
 from pipeline.errors import ConfigError
 from pipeline.run.stopping import Stopped
 
@@ -83,7 +83,7 @@ def status(
     address: ServerAddress = None,
 ) -> None:
     """Say how a job of a Ray cluster stands, and what its exit code means; or list all of them."""
-    with reported():
+    with reported(only_reads=True):
         server = JobServer(address)
         jobs = [server.job(job_id)] if job_id else server.jobs()
         if not jobs:
@@ -99,7 +99,7 @@ def logs(
     address: ServerAddress = None,
 ) -> None:
     """Print what a job of a Ray cluster has printed."""
-    with reported():
+    with reported(only_reads=True):
         server = JobServer(address)
         server.job(job_id)
         if follow:
@@ -167,7 +167,7 @@ def _emit(text: str) -> None:
 
 def _print_end(job: JobState) -> None:
     code = job.exit_code or 0
-    errors.print(f"job {job.job_id} ended with exit code {code}: {MEANINGS[code]}", highlight=False, soft_wrap=True)
+    errors.print(f"job {job.job_id} ended with exit code {code}: {meaning_of(job)}", highlight=False, soft_wrap=True)
     if job.message and job.status == "failed":
         errors.print(escape(job.message.strip()), highlight=False, soft_wrap=True)
 
@@ -178,7 +178,7 @@ def _print_job(job: JobState) -> None:
     table.add_column(overflow="fold")  # else the end of a long path is cut off
     table.add_row("job", escape(job.job_id))
     table.add_row("command", escape(job.command))
-    ended = "" if job.exit_code is None else f"  [dim]exit code {job.exit_code}, {MEANINGS[job.exit_code]}[/dim]"
+    ended = "" if job.exit_code is None else f"  [dim]exit code {job.exit_code}, {meaning_of(job)}[/dim]"
     table.add_row("status", job.status + ended)
     table.add_row("started", _time(job.started_at))
     if job.ended_at is not None:

@@ -67,7 +67,7 @@ def _tick_findings(job: JobConfig, deploy: DeployConfig, ticks: Sequence[tuple[d
     """Yield the first tick at which a run is too short, too long, or without end."""
     run = job.run
     limits = f"run.deadline ({run.deadline})" if run.deadline else f"run.max_runtime ({run.max_runtime})"
-    tries = 1 if run.deadline else deploy.retries + 1  # what max_runtime stops ends with 3, and is tried again
+    tries = 1 if run.deadline else deploy.retries + 1  # what max_runtime stops ends with 75, and is tried again
     for start, following in ticks:
         lasts_s = _lasts_s(job, start)
         if lasts_s is None:

@@ -74,7 +74,7 @@ def _places(job: JobConfig, deploy: DeployConfig) -> dict[str, str | None]:
         places["deploy.checkpoint"] = deploy.checkpoint
     for key, clips in {"input.clips": job.input.clips, "export.clips": job.export.clips}.items():
         places |= {f"{key}.{name}": path for name, path in clips.model_dump().items()}
-    return places | {"export.splits.file": job.export.splits.file, "run.estimate": job.run.estimate}
+    return places | {"export.splits.file": job.export.splits.file}
 
 
 def _command_findings(read: typer.Context, deploy: DeployConfig) -> Iterator[str]:

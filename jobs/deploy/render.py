@@ -18,7 +18,7 @@ from jobs.deploy.checks import Checked, groups, store_bytes
 from jobs.deploy.grace import drain_s, node_drain_s
 from jobs.deploy.job_command import NAME, job_command
 from jobs.session.ray_environment import RAY_ENVIRONMENT
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, OutputError
 from pipeline.settings.deploy_config import DeployConfig, GpuGroupConfig, GroupConfig, PodConfig
 from pipeline.settings.job_config import JobConfig
 
@@ -40,7 +40,15 @@ def render_deployment(checked: Checked, folder: Path) -> None:
 
     Raises:
         ConfigError: the folder holds something else.
+        OutputError: it cannot be written.
     """
+    try:
+        _render(checked, folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {error.filename}: {error.strerror}; name a folder of yours") from error
+
+
+def _render(checked: Checked, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / "components" / "values").is_dir():
         raise ConfigError(f"{folder} holds files that no render wrote: name a new folder")
     for part in ("base", "components"):

@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.session.ray_start import is_loss_of_ray
-from jobs.session.signals import stop_behind
-from jobs.session.supervision import EXIT_INCOMPLETE, EXIT_STOPPED
+from jobs.session.signals import EXIT_STOPPED, stop_behind
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import MotionTokensError
+from pipeline.errors import IncompleteError, MotionTokensError
 from pipeline.run.record import JobRecord
-
-EXIT_INTERNAL = 70
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -25,7 +22,8 @@ def exit_code_of(error: BaseException) -> int:
         return error.exit_code
     if stop_behind(error) is not None:
         return EXIT_STOPPED
-    return EXIT_INCOMPLETE if isinstance(error, Exception) and is_loss_of_ray(error) else EXIT_INTERNAL
+    is_lost = isinstance(error, Exception) and is_loss_of_ray(error)
+    return IncompleteError.exit_code if is_lost else MotionTokensError.exit_code
 
 
 def outcome_of_error(error: BaseException) -> dict[str, Any]:

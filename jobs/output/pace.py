@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # it imports pyarrow, whose threads would keep the command from being supervised
+if TYPE_CHECKING:  # it imports pyarrow
     from pipeline.plan.plan import Plan
 
 

@@ -10,17 +10,19 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from jobs.session.ray_environment import TOKEN_HINT, set_for_driver
-from jobs.session.signals import stop_behind
+from jobs.session.signals import handler_kept, stop_behind
+from jobs.session.streams import guarded
 from pipeline.errors import ConfigError, IncompleteError, MotionTokensError
 from pipeline.run.stopping import Stopped
 
 NOISE_SHOWN_BYTES = 4000
 
 
-def _is_initialized() -> bool:
+def is_ray_initialized() -> bool:
+    """Return whether this process has a Ray, without importing it."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
@@ -40,7 +42,7 @@ def ray_running(
         ConfigError: the cluster wants a token that this process does not have, or the address is Ray's client's.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    lacking = _import_ray(is_own=not (address or _is_initialized()), metrics_port=metrics_port)
+    lacking = import_ray(is_own=not (address or is_ray_initialized()), metrics_port=metrics_port)
     import ray
 
     if ray.is_initialized():
@@ -70,10 +72,11 @@ def ray_running(
     try:
         yield
     finally:
-        ray.shutdown()
+        with handler_kept(signal.SIGTERM):  # Ray's native code takes it away, and needs a second after that
+            ray.shutdown()
 
 
-def _import_ray(is_own: bool, metrics_port: int | None) -> dict[str, str]:
+def import_ray(is_own: bool, metrics_port: int | None) -> dict[str, str]:
     """Import Ray under the environment and the filters of warnings that it is to have.
 
     Returns:
@@ -122,13 +125,14 @@ def native_noise_aside() -> Iterator[None]:
     It warns of every pool of restartable actors. Python's own stderr stays what it is. To be entered before
     anything else that redirects stderr.
     """
-    if sys.stderr is not sys.__stderr__:
+    before = sys.stderr
+    if not _is_terminal_of_process(before):
         yield
         return
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as aside, os.fdopen(os.dup(terminal), "w", buffering=1) as stderr:
+    with tempfile.TemporaryFile() as aside, os.fdopen(os.dup(terminal), "w", buffering=1) as file:
         os.dup2(aside.fileno(), 2)
-        sys.stderr = stderr
+        sys.stderr = stderr = guarded(file)
         try:
             yield
         except Exception as error:
@@ -137,9 +141,17 @@ def native_noise_aside() -> Iterator[None]:
                 stderr.write(aside.read()[-NOISE_SHOWN_BYTES:].decode(errors="replace"))
             raise
         finally:
-            sys.stderr = sys.__stderr__
+            sys.stderr = before
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def _is_terminal_of_process(stream: TextIO) -> bool:
+    """Return whether a stream is the process's standard error itself: a test's is not."""
+    try:
+        return stream.fileno() == 2
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def is_loss_of_ray(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
-from jobs.session.ray_start import _import_ray, _is_initialized, num_cores, ray_running
+from jobs.session.ray_start import import_ray, is_ray_initialized, num_cores, ray_running
 from pipeline.executors.executor import Answer, Executor, TokenizeProgress, TokenizeStages
 from pipeline.plan.units import Unit
 from pipeline.run.account import UnitAccount
@@ -37,7 +37,7 @@ def open_session(run: RunConfig, is_work_certain: Callable[[], bool] = lambda: F
             yield _cluster_executor(run)
         else:
             if is_work_certain():
-                _import_ray(is_own=True, metrics_port=run.metrics_port)
+                import_ray(is_own=True, metrics_port=run.metrics_port)
                 with _torch_imported():
                     stack.enter_context(ray_running(metrics_port=run.metrics_port))
             yield _own_ray_executor(stack, run.metrics_port)
@@ -49,7 +49,7 @@ def are_metrics_taken(run: RunConfig) -> bool:
 
 
 def _is_cluster_given(run: RunConfig) -> bool:
-    return bool(run.address or os.environ.get("RAY_ADDRESS")) or _is_initialized()
+    return bool(run.address or os.environ.get("RAY_ADDRESS")) or is_ray_initialized()
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def _own_ray_executor(stack: ExitStack, metrics_port: int | None) -> Executor:
     import torch
 
     def start() -> None:
-        if not _is_initialized():  # without an import: Ray reads some of its environment when it is imported
+        if not is_ray_initialized():  # without an import: Ray reads some of its environment when it is imported
             stack.enter_context(ray_running(metrics_port=metrics_port))
 
     return Executor(

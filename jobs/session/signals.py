@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -10,11 +11,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from jobs.session.supervision import EXIT_STOPPED
 from pipeline.run.stopping import Stopped, StopSwitch
 
+EXIT_STOPPED = 143
 END_LIMIT_S = 20.0
 """How long after the grace time a stopped command may take to end by itself."""
+WATCH_S = 0.005
 _STOP_HANDLERS: list[Any] = []
 _LAST_RESORTS: list[threading.Timer] = []
 
@@ -46,6 +48,29 @@ def stop_signals(switch: StopSwitch | None = None) -> Iterator[None]:
         _STOP_HANDLERS.remove(stop)
         while is_outermost and _LAST_RESORTS:
             _LAST_RESORTS.pop().cancel()
+
+
+@contextmanager
+def handler_kept(number: signal.Signals) -> Iterator[None]:
+    """Put the handler of a signal back, from a thread, whenever native code in the block takes it away."""
+    look, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    look.restype = put.restype = ctypes.c_void_p
+    look.argtypes, put.argtypes = [ctypes.c_int], [ctypes.c_int, ctypes.c_void_p]
+    ours, is_over = look(number), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(WATCH_S):
+            if look(number) != ours:
+                put(number, ours)
+
+    thread = threading.Thread(target=watch, name="keep-handler", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+        put(number, ours)
 
 
 def stop_behind(error: BaseException) -> Stopped | None:

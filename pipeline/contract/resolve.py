@@ -106,7 +106,6 @@ def export_spec(config: JobConfig, spec: TokenSpec, split_file_digest: str = "",
     return ExportSpec(
         formats=export.formats,
         windows_per_shard=export.windows_per_shard or default_windows_per_shard(spec),
-        windows_per_sample=export.windows_per_sample,
         shuffle=export.shuffle,
         seed=export.seed,
         splits=export.splits,

@@ -5,12 +5,11 @@ Knows no Ray, torch or Arrow. RunConfig, which never changes a byte, stands in s
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.contract.schema import SCHEMA_VERSION, CarriedKind
-from pipeline.errors import ConfigError
 from pipeline.hashing import canonical_json, digest_of
 from pipeline.settings.job_config import Emitted, SplitConfig
 
@@ -177,23 +176,7 @@ class ExportSpec(_Spec):
     duplicate_ids: Literal["reject", "suffix"]
     where: str = ""
     clips: str = Field("", description="digest of the export's id lists, empty without")
-    windows_per_sample: int = 1
     schema_version: int = SCHEMA_VERSION
-
-    @model_validator(mode="after")
-    def _samples_need_an_order(self) -> Self:
-        if self.has_grouped_samples and self.shuffle != "none":
-            raise ConfigError(
-                f"export.windows_per_sample={self.windows_per_sample} and export.shuffle={self.shuffle}: windows of a"
-                " clip follow each other in unshuffled shards only. Next: set export.shuffle=none and let the reader"
-                " shuffle samples, or set export.windows_per_sample=1"
-            )
-        return self
-
-    @property
-    def has_grouped_samples(self) -> bool:
-        """Whether samples of tars hold windows in groups."""
-        return self.windows_per_sample > 1 and "webdataset" in self.formats
 
     @property
     def export_id(self) -> str:
@@ -204,12 +187,10 @@ class ExportSpec(_Spec):
         """Return the spec as dataset.json states it: the split file counts by content, not by path.
 
         A filter stands there only where there is one, so that datasets from before filters keep their export_id; the
-        order of a global shuffle only with such a shuffle, windows of a sample only where tars hold several.
+        order of a global shuffle only with such a shuffle.
         """
         tree = self.model_dump(mode="json")
         tree["splits"].pop("file")
-        if not self.has_grouped_samples:
-            tree.pop("windows_per_sample")
         order = {"global_order": GLOBAL_ORDER} if self.shuffle == "global" else {}
         return {name: value for name, value in tree.items() if value or name not in ("where", "clips")} | order
 

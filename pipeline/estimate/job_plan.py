@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.dataset.token_store import missing_units
-from pipeline.estimate.estimate import JobEstimate, estimate_job
-from pipeline.estimate.forecast import AroundSeconds, DeadlineForecast, Forecast, Room, forecast_deadline, forecast_job
+from pipeline.estimate.forecast import AroundSeconds, DeadlineForecast, Forecast, forecast_deadline, forecast_job
+from pipeline.estimate.job_estimate import JobEstimate, estimate_job
 from pipeline.estimate.probe import ProbeFigures, probe_units
 from pipeline.executors.executor import Executor
 from pipeline.job.gate import rehearse
@@ -55,7 +55,6 @@ class JobPlan:
         return {
             "plan": self.plan.digest,
             **self.estimate.described(),
-            "windows_todo": self.estimate.num_windows_todo,
             "problems": list(self.problems),
             **{name: vars(part) if part is not None else None for name, part in parts.items()},
         }
@@ -74,14 +73,13 @@ def plan_job(request: TokenizeRequest, executor: Executor, observer: JobObserver
     missing = missing_units(job.store, plan.units)
     planned_at = time.monotonic()
     observer.on_plan(plan, len(plan.units) - len(missing), sum(root.skipped for root in job.roots))
-    estimate = estimate_job(job, plan, executor)
+    estimate = estimate_job(job, plan, missing, executor)
     problems = tuple(listing_problems(job.roots, plan, job.contract.corpus.unit_bytes))
     if asked.probe_s is None or not missing:
         return JobPlan(plan, estimate, problems, None, None, None)
     probe = probe_units(job, missing, executor, asked.probe_s, observer)
     around = _around(job, estimate, started - asked.began, planned_at - started)
-    room = Room(sum(executor.cpus_of_nodes), executor.num_gpus, executor.num_machines)
-    forecast = forecast_job(estimate, probe, around, room)
+    forecast = forecast_job(estimate, probe, around, sum(executor.cpus_of_nodes))
     deadline = None if asked.stop_at is None else forecast_deadline(forecast, asked.stop_at - time.monotonic())
     return JobPlan(plan, estimate, problems, probe, forecast, deadline)
 

@@ -7,14 +7,13 @@ fragment into the store, is left out.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import IncompleteError, NoClipLeftError
-from pipeline.estimate.estimate import in_drawn_order
-from pipeline.executors.executor import Executor, TokenizeProgress, TokenizeStages
+from pipeline.estimate.window_costs import NO_STORE
+from pipeline.estimate.window_count import in_drawn_order
+from pipeline.executors.executor import Executor, TokenizeProgress
 from pipeline.job.request import Job
 from pipeline.job.tokenize_job import runs_and_stages
 from pipeline.plan.units import Unit
@@ -22,7 +21,6 @@ from pipeline.run.account import UnitAccount
 from pipeline.run.observer import JobObserver
 from pipeline.run.record import JobRecord
 from pipeline.run.stopping import StopSwitch
-from pipeline.storage import Folder
 
 WARM_UP_SHARE = 1 / 3
 """Of the time measured, at its beginning, that does not count: tokenizers do not all begin at once, and the first rows
@@ -48,10 +46,6 @@ class ProbeFigures:
     """Of all tokenizers together, once in swing."""
     num_runs: int
     """Tasks that went through all stages."""
-    stage_s: Mapping[str, float]
-    """Stage (read, wait, tokenize, write) -> seconds a window in one task; empty where no task came through."""
-    read_bytes_per_s: float
-    """Of one reader; 0 where no task came through."""
 
 
 def probe_units(
@@ -77,8 +71,13 @@ def probe_units(
     progress = _ProbeProgress(watch, JobRecord(), stop)
     drawn = {unit.key: place for place, unit in enumerate(in_drawn_order(missing))}
     runs.sort(key=lambda run: drawn[run[0].key])
+    kept_nowhere = replace(
+        stages,
+        tokenizer=replace(stages.tokenizer, store=NO_STORE),
+        writer=replace(stages.writer, store=NO_STORE),
+    )
     try:
-        for account in executor.tokenize(runs, _keeping_nothing(stages), progress):
+        for account in executor.tokenize(runs, kept_nowhere, progress):
             progress.committed(account)
     except IncompleteError:
         if not stop.is_set:
@@ -89,19 +88,6 @@ def probe_units(
         )
     num_gpus = job.config.run.gpus_of(stages.num_actors, executor.num_gpus)
     return watch.figures(executor.name, stages.num_actors, num_gpus, began)
-
-
-def _keeping_nothing(stages: TokenizeStages) -> TokenizeStages:
-    """Return the stages with a store that forgets."""
-    store = _NoStore(Folder("memory://probe"))
-    return replace(stages, tokenizer=replace(stages.tokenizer, store=store), writer=replace(stages.writer, store=store))
-
-
-class _NoStore(TokenStore):
-    """A store that takes fragments and keeps none; the null codes stay in the memory of the tokenizer's process."""
-
-    def publish_fragment(self, unit: Unit, data: bytes) -> None:
-        """Forget the bytes."""
 
 
 class _ProbeProgress(TokenizeProgress):
@@ -119,8 +105,7 @@ class _Watch(JobObserver):
         self._seconds, self._stop, self._observer = seconds, stop, observer
         self._ready_at: float | None = None
         self._marks: list[tuple[float, int]] = []
-        self.num_windows = self.num_runs = self._num_bytes = self._run_windows = 0
-        self._stage_s: Counter[str] = Counter()
+        self.num_windows = self.num_runs = 0
 
     def on_stage(self, name: str) -> None:
         self._observer.on_stage(name)
@@ -142,9 +127,6 @@ class _Watch(JobObserver):
     def on_account(self, account: UnitAccount) -> None:
         self._observer.on_account(account)
         self.num_runs += 1
-        self._num_bytes += account.num_bytes
-        self._run_windows += account.num_windows
-        self._stage_s.update(account.seconds)
 
     def figures(self, executor: str, num_actors: int, num_gpus: float, began: float) -> ProbeFigures:
         """Return what was measured since `began`, on the monotonic clock."""
@@ -163,6 +145,4 @@ class _Watch(JobObserver):
             num_windows=last[1] - begin[1],
             windows_per_s=(last[1] - begin[1]) / span,
             num_runs=self.num_runs,
-            stage_s={name: s / self._run_windows for name, s in self._stage_s.items()} if self._run_windows else {},
-            read_bytes_per_s=self._num_bytes / self._stage_s["read"] if self._stage_s["read"] else 0.0,
         )

@@ -70,8 +70,6 @@ class ShardBuilder:
     stores: tuple[TokenStore, ...]
     contract: Contract
     formats: tuple[str, ...]
-    windows_per_sample: int = 1
-    """Of tars."""
     group_rows: int = TOKEN_ROW_GROUP_ROWS
     """Rows of a Parquet row group at most; recipes (reuse.py) do not hold it, so an output keeps to one value."""
 
@@ -115,7 +113,7 @@ class ShardBuilder:
         if name == "parquet":
             data = shard_to_parquet(tokens, contract, self.group_rows)
         else:
-            data = memoryview(shard_to_tar(tokens, contract.codec, contract.corpus, self.windows_per_sample))
+            data = memoryview(shard_to_tar(tokens, contract.codec, contract.corpus))
         digest = hashlib.sha256(data).hexdigest()
         path = f"{name}/{split}/{split}-{digest[:12]}.{SUFFIX[name]}"
         if not self._stands(path, data):

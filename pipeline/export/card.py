@@ -19,12 +19,10 @@ def dataset_card(manifest: Manifest) -> str:
     parquet: dict[str, list[object]] = {}
     for shard in manifest.shards.get("parquet", ()):
         parquet.setdefault(shard.split, []).append(shard)
-    windows_per_sample = manifest.export.get("windows_per_sample", 1)
     return _template().render(
         parquet=parquet,
         both=len(manifest.shards) > 1,
-        tar_bytes=_tar_window_bytes(manifest, windows_per_sample),
-        windows_per_sample=windows_per_sample,
+        tar_bytes=window_bytes(manifest.contract.codec, manifest.contract.corpus),
         arrays=emitted_columns(manifest.contract.codec, manifest.contract.corpus),
         sides=[field.name for field in side_fields(manifest.contract.corpus)],
         counts=manifest.counts,
@@ -39,14 +37,6 @@ def dataset_card(manifest: Manifest) -> str:
         is_listed="clips" in manifest.export,
         spec_id=manifest.spec_id,
     )
-
-
-def _tar_window_bytes(manifest: Manifest, windows_per_sample: int) -> int:
-    """Return what a window takes in a tar; where samples hold several, what it takes on average."""
-    if windows_per_sample == 1:
-        return window_bytes(manifest.contract.codec, manifest.contract.corpus)
-    tars = manifest.shards["webdataset"]
-    return round(sum(shard.bytes for shard in tars) / sum(shard.windows for shard in tars))
 
 
 @cache

@@ -87,7 +87,7 @@ def export_dataset(
     unit_keys = [fragment.unit_key for fragment in fragments]
     clips, shares = _chosen_clips(source, fragments, export, observer)
     splits = assign_splits(clips, export, listed, shares)
-    builder = ShardBuilder(output, source.stores, source.contract, export.formats, export.windows_per_sample)
+    builder = ShardBuilder(output, source.stores, source.contract, export.formats)
     chosen = ClipsToExport(clips, splits, fragments, source.shuffle_bytes)
     built = build_shards(chosen, builder, export, source.standing, run, observer)
 

@@ -74,18 +74,12 @@ class StandingShards:
                     yield ShardResult(task.index, task.layout.split, files, None)
 
 
-def recipes_of(
-    tasks: Sequence[ShardTask], clips: ClipTable, contract: Contract, windows_per_sample: int = 1
-) -> list[str]:
+def recipes_of(tasks: Sequence[ShardTask], clips: ClipTable, contract: Contract) -> list[str]:
     """Return the recipe of every shard: rows by unit, what the ledgers say of them, the contract in the footer.
 
     Shuffled shards have none: their window index is made while they are built.
-
-    Args:
-        windows_per_sample: of tars.
     """
-    tree = contract.model_dump(mode="json")
-    base = digest_of(tree if windows_per_sample == 1 else [tree, windows_per_sample])
+    base = digest_of(contract.model_dump(mode="json"))
     edges = np.searchsorted(clips.unit, np.arange(int(clips.unit.max(initial=-1)) + 2))
     named = clips.table.select(_NAMED)
 

@@ -78,7 +78,7 @@ def build_shards(
         unit_keys = [fragment.unit_key for fragment in chosen.fragments]
         layouts = lay_out_shards(chosen.clips, chosen.splits, unit_keys, export)
         tasks = _tasks(layouts, chosen.fragments, renames)
-        built = BuiltShards(layouts, recipes_of(tasks, chosen.clips, builder.contract, export.windows_per_sample))
+        built = BuiltShards(layouts, recipes_of(tasks, chosen.clips, builder.contract))
         observer.on_layout(len(layouts), num_windows)
         results = _reused_and_built(tasks, built.recipes, builder, standing, run)
     _take(results, built, export, observer)

@@ -162,7 +162,6 @@ class ExportConfig(Section):
     windows_per_shard: int | None = Field(
         None, ge=1, description="windows a shard, on average; default: by their bytes"
     )
-    windows_per_sample: int = Field(1, ge=1, description="consecutive windows of a clip that make a WebDataset sample")
     shuffle: Literal["none", "shard", "global"] = "none"
     seed: int = Field(0, ge=0, description="seed of the shuffle")
     splits: SplitConfig = SplitConfig()

@@ -61,7 +61,6 @@ class RunConfig(Section):
     numerics: Literal["same", "mixed"] = Field("same", description="mixed: continue with other torch or device")
     max_dropped: int | float | None = Field(None, description="drops that fail a run: a count (10) or share (0.01, 1%)")
     report: bool = Field(True, description="write report/ at the end")
-    estimate: str | None = Field(None, description="JSON that plan wrote: run.json states it against what happened")
     log_format: Literal["text", "json"] = Field("text", description="json: a line an event, with the run's id")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="for Prometheus, of a Ray that this run starts")
     notify: NotifyConfig = NotifyConfig()

@@ -153,7 +153,8 @@ class Folder:
         """Write a whole file so that readers see all of it or none; an existing one is replaced.
 
         Raises:
-            StorageError: storage does not answer, denies or is full.
+            StorageError: storage does not answer.
+            OutputError: it denies, or is full.
         """
         self._retry(lambda at: self._files.publish(at, data), "write", path)
 
@@ -167,7 +168,8 @@ class Folder:
             Whether these bytes were written by this call; also when a try whose answer was lost wrote them.
 
         Raises:
-            StorageError: storage does not answer, denies or is full.
+            StorageError: storage does not answer.
+            OutputError: it denies, or is full.
         """
         is_retry = False
 
@@ -186,7 +188,8 @@ class Folder:
             return
 
     def _retry(self, operation: Callable[[str], Result], verb: str, path: str) -> Result:
-        return with_retries(lambda: operation(path), f"{verb} {without_secrets(self.url_of(path))}", self.retries)
+        what = f"{verb} {without_secrets(self.url_of(path))}"
+        return with_retries(lambda: operation(path), what, self.retries, writes=verb in ("write", "delete"))
 
 
 class _RangeReader(io.RawIOBase):

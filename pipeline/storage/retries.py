@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipeline.errors import StorageError
+from pipeline.errors import OutputError, StorageError
 
 Result = TypeVar("Result")
 
@@ -67,18 +67,22 @@ class RetryPolicy:
 RETRY_POLICY = RetryPolicy()
 
 
-def with_retries(operation: Callable[[], Result], what: str, policy: RetryPolicy = RETRY_POLICY) -> Result:
+def with_retries(
+    operation: Callable[[], Result], what: str, policy: RetryPolicy = RETRY_POLICY, writes: bool = False
+) -> Result:
     """Return the operation's result, trying again with growing waits while the error may pass.
 
-    A file that is missing, exists already or is a folder is the caller's business: that error passes.
+    A file that is missing is the caller's business, and to one that reads, also that it is a folder: these errors pass.
 
     Args:
         operation: safe to repeat; it abandons itself when a try lasts too long.
         what: verb and location for the message, without credentials.
         policy: how long to wait and try.
+        writes: whether the operation changes what is stored.
 
     Raises:
-        StorageError: every try failed, the deadline is near, or the error cannot pass (access denied, disk full).
+        StorageError: every try failed, the deadline is near, or the error cannot pass (access denied).
+        OutputError: the same, of an operation that writes, where the error cannot pass (disk full, access denied).
     """
     began_s, tries = policy.clock(), 0
     waits_s = policy.draw_waits()
@@ -88,6 +92,8 @@ def with_retries(operation: Callable[[], Result], what: str, policy: RetryPolicy
             return operation()
         except Exception as error:
             may_pass = _may_pass(error)
+            if may_pass is None and writes and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                may_pass = False  # a file stands where a folder is to be, or a folder where the file is
             if may_pass is None:
                 raise
             spent_s = policy.clock() - began_s
@@ -95,7 +101,8 @@ def with_retries(operation: Callable[[], Result], what: str, policy: RetryPolicy
             if not may_pass or spent_s + wait_s > policy.deadline_s - policy.try_s:
                 failed = f"tried {tries} times in {spent_s:.0f} s: run the same command again when storage answers"
                 step = failed if may_pass else _next_step(error)
-                raise StorageError(f"cannot {what}: {_reason(error)}; {step}") from error
+                kind = OutputError if writes and not may_pass else StorageError
+                raise kind(f"cannot {what}: {_reason(error)}; {step}") from error
         _retried["all"] += 1
         policy.sleep(wait_s)
 

@@ -307,17 +307,14 @@ def _compare_formats(manifest: Manifest, by_format: dict[str, list[ShardContent 
 def _contents(output: Folder, name: str, manifest: Manifest, findings: Findings) -> Iterator[ShardContent | None]:
     """Yield what each shard of a format holds, None where it cannot be read, a few read ahead."""
     contract, shards = manifest.contract, manifest.shards[name]
-    windows_per_sample = manifest.export.get("windows_per_sample", 1)
 
     def read(shard: ShardFile) -> ShardContent | None:
         data = _read_checked(output, shard.path, shard.bytes, shard.sha256, findings)
         if data is None:
             return None
         try:
-            if name == "parquet":
-                content = content_of_parquet(data, contract)
-            else:
-                content = content_of_tar(data, shard, contract, windows_per_sample)
+            is_parquet = name == "parquet"
+            content = content_of_parquet(data, contract) if is_parquet else content_of_tar(data, shard, contract)
         except (VerifyError, pa.ArrowInvalid, OSError, ValueError) as error:
             findings.add(f"{shard.path}: {error}")
             return None

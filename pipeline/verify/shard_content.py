@@ -49,16 +49,13 @@ def content_of_parquet(data: bytes, contract: Contract) -> ShardContent:
     return _content_of_rows(file.read(), contract)
 
 
-def content_of_tar(data: bytes, shard: ShardFile, contract: Contract, windows_per_sample: int) -> ShardContent:
+def content_of_tar(data: bytes, shard: ShardFile, contract: Contract) -> ShardContent:
     """Return what a tar shard holds.
 
-    Args:
-        windows_per_sample: as the export settings have it.
-
     Raises:
-        VerifyError: its samples are not whole, or hold other windows together than the settings say.
+        VerifyError: its samples are not whole.
     """
-    table = table_of_tar(data, contract.codec, contract.corpus, shard.path, windows_per_sample)
+    table = table_of_tar(data, contract.codec, contract.corpus, shard.path)
     return _content_of_rows(table, contract)
 
 

@@ -4,8 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bitwise_vae.bits import pack_bits, pack_bits_torch, unpack_bits, unpack_bits_torch

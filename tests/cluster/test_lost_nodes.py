@@ -145,7 +145,7 @@ def test_a_job_whose_gpu_nodes_are_all_lost_says_so_and_ends_with_3(corpus, tmp_
     finally:
         client.kill()
     told = " ".join(said.split())
-    assert client.returncode == 3, said
+    assert client.returncode == 75, said
     assert told.count("the nodes of all tokenizers are lost: waiting 45 s") == 1, said
     assert "the nodes of all tokenizers were lost, and 1 workers of 1 GPU each did not stand within 45 s" in told, said
     assert not (output / "dataset.json").exists()

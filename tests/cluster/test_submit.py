@@ -213,9 +213,9 @@ def test_submit_that_is_interrupted_while_it_hands_in_names_the_job(nodes, progr
 
 def test_submit_by_id_follows_what_stands_and_continues_what_is_incomplete(nodes, program, tokenize, tmp_path):
     late = tokenize(tmp_path / "o", "--max-runtime", "0s", "--local", before=["--id", "night-1"])
-    assert program(*late).returncode == 3
+    assert program(*late).returncode == 75
     again = program(*late)
-    assert (again.returncode, "job night-1-2 at" in again.stderr) == (3, True), again.stderr
+    assert (again.returncode, "job night-1-2 at" in again.stderr) == (75, True), again.stderr
     missing = ["submit", "--address", nodes.server, "--id", "night-2", "verify", tmp_path / "nothing"]
     for known in ("", ", handed in before"):
         ended = program(*missing)

@@ -25,10 +25,10 @@ ALLOWED_EXITS = {
     "kill_group": (-signal.SIGKILL,),
     "term": (143,),
     "term_group": (143,),
-    "kill_actor": (3,),
-    "kill_worker": (3,),
-    "remove_node": (3,),
-    "s3_restart": (3,),
+    "kill_actor": (75,),
+    "kill_worker": (75,),
+    "remove_node": (75,),
+    "s3_restart": (75,),
 }
 """How a struck run may end, where it does not end with 0."""
 HANGS = 124

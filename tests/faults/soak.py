@@ -5,7 +5,7 @@
 The job runs in a process of its own, which this one watches from outside; a plot stands beside the JSON. It differs
 from a job of `motion-tokens tokenize` in one thing: `run.row_bytes` is one byte there, so that every unit passes
 alone. By default, a job would gather the same units into a few large tasks, and a growth by task would stay hidden.
-The time limit ends it (`--max-runtime`, exit code 3), with units left over. Ray Data keeps statistics of every task as
+The time limit ends it (`--max-runtime`, exit code 75), with units left over. Ray Data keeps statistics of every task as
 long as a job runs, about 1.2 KiB each in the driver, 3.5 KiB a unit: at three units a second 0.6 MiB a minute of the
 allowed 1; in a job of full tasks, 128 MB each, some 30 MB after a terabyte.
 
@@ -48,7 +48,7 @@ WARM_UP_SHARE, WARM_UP_S = 0.2, 180.0
 MAX_MIB_A_MINUTE = 1.0
 MAX_FILES_A_MINUTE = 0.2
 """Of each role but Ray's servants: its log monitor holds every worker's logs open, 200 files at most."""
-EXIT_INCOMPLETE = 3
+EXIT_INCOMPLETE = 75
 END_LIMIT_S = 120.0
 
 DRIVER, TOKENIZER, WRITER = "driver", "tokenizer", "writer"

@@ -75,7 +75,13 @@ def good_trial(kind, *exits, is_begun=True):
 
 @pytest.mark.parametrize(
     ("kind", "exits"),
-    [("kill_group", (-9, 0)), ("term", (143, 0)), ("term", (0,)), ("kill_worker", (3, 0)), ("s3_restart", (3, 3, 0))],
+    [
+        ("kill_group", (-9, 0)),
+        ("term", (143, 0)),
+        ("term", (0,)),
+        ("kill_worker", (75, 0)),
+        ("s3_restart", (75, 75, 0)),
+    ],
 )
 def test_a_trial_is_good_with_a_promised_exit_code(kind, exits):
     assert good_trial(kind, *exits).is_good
@@ -86,7 +92,7 @@ def test_a_trial_is_good_with_a_promised_exit_code(kind, exits):
     [
         ("kill_worker", (1, 0)),
         ("term", (-15, 0)),
-        ("kill_group", (3, 0)),
+        ("kill_group", (75, 0)),
         ("term", (143, 1)),
         ("remove_node", (124, 0)),
     ],

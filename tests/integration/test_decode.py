@@ -52,7 +52,7 @@ def decoded(path):
 
 
 def test_decode_puts_windows_together(command, tokens, tiny_codec, tmp_path):
-    outcome = command("decode", tokens, "--clip", "clip07", "-c", tiny_codec, "--out", tmp_path / "x.npz")
+    outcome = command("decode", tokens, "--clip", "clip07", "-c", tiny_codec, tmp_path / "x.npz")
     assert outcome.code == 0, outcome.text
     found = decoded(tmp_path / "x.npz")
     assert set(found) == {"motion", "fps", "clip_id"}
@@ -69,7 +69,7 @@ def test_decode_follows_any_window_rule(command, tools, tiny_codec, tmp_path, se
     (tmp_path / "m.npz").write_bytes(tools.npz_bytes(motion=tools.tiny_motion(1, 28), fps=25.0))
     flags = [word for setting in settings for word in ("--set", setting)]
     assert command("tokenize", tmp_path / "m.npz", tmp_path / "o", "-c", tiny_codec, *QUICK, *flags).code == 0
-    outcome = command("decode", tmp_path / "o", "--clip", "m", "-c", tiny_codec, "--out", tmp_path / "x.npz")
+    outcome = command("decode", tmp_path / "o", "--clip", "m", "-c", tiny_codec, tmp_path / "x.npz")
     assert outcome.code == 0, outcome.text
     motion = decoded(tmp_path / "x.npz")["motion"]
     np.testing.assert_allclose(motion, expected(tmp_path / "o", tiny_codec, "m"), rtol=1e-5, atol=1e-6)
@@ -79,7 +79,7 @@ def test_decode_follows_any_window_rule(command, tools, tiny_codec, tmp_path, se
 
 def test_decode_writes_many_clips_that_can_be_tokenized_again(command, tokens, tiny_codec, tmp_path):
     (tmp_path / "ids.txt").write_text("clip05\n\nclip03\n")
-    arguments = ("--clip", "b/clip21", "--clips", tmp_path / "ids.txt", "-c", tiny_codec, "--out", tmp_path / "out")
+    arguments = ("--clip", "b/clip21", "--clips", tmp_path / "ids.txt", "-c", tiny_codec, tmp_path / "out")
     outcome = command("decode", tokens, *arguments)
     assert outcome.code == 0, outcome.text
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -95,14 +95,14 @@ def test_decode_gives_the_same_from_webdataset_shuffled_and_s3(command, tokens, 
 
     files = S3FileSystem(use_listings_cache=False, **s3.options)
     plain = tmp_path / "plain.npz"
-    assert command("decode", tokens, "--clip", "b/clip29", "-c", tiny_codec, "--out", plain).code == 0
+    assert command("decode", tokens, "--clip", "b/clip29", "-c", tiny_codec, plain).code == 0
     shuffled, out = s3.url("decode/shuffled"), s3.url("decode/out")
     settings = ("--format", "webdataset", "--set", "export.shuffle=global", "--set", "export.windows_per_shard=40")
     exported = command("export", tokens, shuffled, *settings, "--local")
     assert exported.code == 0, exported.text
     codec = s3.url("decode/codec.safetensors")
     files.put(str(tiny_codec), codec)
-    outcome = command("decode", shuffled, "--clip", "b/clip29", "--out", out)  # the codec stands beside it
+    outcome = command("decode", shuffled, "--clip", "b/clip29", out)  # the codec stands beside it
     assert outcome.code == 0, outcome.text
     (path,) = files.ls(out)
     assert files.cat_file(path) == plain.read_bytes()
@@ -115,7 +115,7 @@ def test_decode_names_files_of_odd_clip_ids(command, tools, tiny_codec, tmp_path
         (tmp_path / "m" / f"{n}.npz").write_bytes(tools.npz_bytes(motion=motion + n, fps=25.0, clip_id=name))
     assert command("tokenize", tmp_path / "m", tmp_path / "o", "-c", tiny_codec, *QUICK).code == 0
     arguments = [word for name in ("a/b", "../c", "ü") for word in ("--clip", name)]
-    outcome = command("decode", tmp_path / "o", *arguments, "-c", tiny_codec, "--out", tmp_path / "out")
+    outcome = command("decode", tmp_path / "o", *arguments, "-c", tiny_codec, tmp_path / "out")
     assert outcome.code == 0, outcome.text
     paths = sorted((tmp_path / "out").iterdir())
     assert len(paths) == 3
@@ -127,19 +127,19 @@ def test_decode_finds_the_codec_beside_the_dataset(command, tools, tiny_codec, t
     assert command("tokenize", tmp_path / "m.npz", tmp_path / "o", "-c", tiny_codec, *QUICK).code == 0
     other = BitwiseVAEConfig(motion_dim=4, code_dim=8, patch_nums=(1, 2, 5), hidden_dim=16, depth=1, num_heads=2)
     write_checkpoint(random_checkpoint(other, np.zeros(4), np.ones(4), 1), tmp_path / "another.safetensors")
-    missing = command("decode", tmp_path / "o", "--clip", "m", "--out", tmp_path / "x.npz")
+    missing = command("decode", tmp_path / "o", "--clip", "m", tmp_path / "x.npz")
     assert missing.code == 2
     assert "another.safetensors" in missing.text
     assert "--checkpoint" in missing.text
     (tmp_path / "mine.safetensors").write_bytes(tiny_codec.read_bytes())
-    assert command("decode", tmp_path / "o", "--clip", "m", "--out", tmp_path / "x.npz").code == 0
+    assert command("decode", tmp_path / "o", "--clip", "m", tmp_path / "x.npz").code == 0
 
 
 def test_decode_knows_the_shipped_codec(command, procedural_motion, tmp_path):
     sets = ("--set", "input.resample=linear", "--set", "gate=off", "--local")
     assert command("tokenize", procedural_motion / "flame106", tmp_path / "o", "-c", "demo", *sets).code == 0
     clip_id = "speaker_0"
-    outcome = command("decode", tmp_path / "o", "--clip", clip_id, "--out", tmp_path / "clip.npz")
+    outcome = command("decode", tmp_path / "o", "--clip", clip_id, tmp_path / "clip.npz")
     assert outcome.code == 0, outcome.text
     with np.load(tmp_path / "clip.npz") as decoded:
         assert decoded["motion"].shape == (1588, 106)
@@ -152,9 +152,7 @@ def test_decode_knows_the_shipped_codec(command, procedural_motion, tmp_path):
 def test_decode_refuses_another_codec(command, tokens, tmp_path, seed, mean, patch_nums, field):
     config = BitwiseVAEConfig(motion_dim=4, code_dim=8, patch_nums=patch_nums, hidden_dim=16, depth=1, num_heads=2)
     write_checkpoint(random_checkpoint(config, np.full(4, mean), np.ones(4), seed), tmp_path / "c.safetensors")
-    outcome = command(
-        "decode", tokens, "--clip", "clip07", "-c", tmp_path / "c.safetensors", "--out", tmp_path / "x.npz"
-    )
+    outcome = command("decode", tokens, "--clip", "clip07", "-c", tmp_path / "c.safetensors", tmp_path / "x.npz")
     assert outcome.code == 2
     assert field in outcome.text
     assert not (tmp_path / "x.npz").exists()
@@ -166,7 +164,7 @@ def test_decode_refuses_another_codec(command, tokens, tmp_path, seed, mean, pat
         (["TOKENS"], "--clip ID"),
         (["TOKENS", "--clip", "clip08", "--clip", "clip7"], "'clip07'"),
         (["TOKENS", "--clip", "nan"], "non_finite"),
-        (["TOKENS", "--clip", "clip07", "--clip", "clip08", "--out", "x.npz"], "name a folder"),
+        (["TOKENS", "--clip", "clip07", "--clip", "clip08", "x.npz"], "name a folder"),
         (["TOKENS", "--clips", "nowhere.txt"], "check the path"),
         (["nowhere", "--clip", "clip07"], "dataset.json"),
     ],
@@ -189,7 +187,7 @@ def test_decode_says_where_a_dataset_is_damaged(command, tokens, tools, tiny_cod
     pq.write_table(table.slice(1), sink)
     shard.write_bytes(sink.getvalue())
     first = table["clip_id"][0].as_py()
-    outcome = command("decode", tmp_path / "o", "--clip", first, "-c", tiny_codec, "--out", tmp_path / "x.npz")
+    outcome = command("decode", tmp_path / "o", "--clip", first, "-c", tiny_codec, tmp_path / "x.npz")
     assert outcome.code == 1
     assert "motion-tokens verify" in outcome.text
 
@@ -202,7 +200,7 @@ def test_decode_of_face_motion_has_its_shape(command, procedural_motion, tmp_pat
     write_checkpoint(random_checkpoint(config, motion.mean(axis=0), motion.std(axis=0), 0), checkpoint)
     resampling = ("--set", "input.resample=linear")
     assert command("tokenize", path.parent, tmp_path / "o", "-c", checkpoint, *QUICK, *resampling).code == 0
-    outcome = command("decode", tmp_path / "o", "--clip", path.stem, "--out", tmp_path / "x.npz")
+    outcome = command("decode", tmp_path / "o", "--clip", path.stem, tmp_path / "x.npz")
     assert outcome.code == 0, outcome.text
     found = decoded(tmp_path / "x.npz")
     assert found["motion"].shape == ((len(motion) - 1) * 25 // 30 + 1, 106)

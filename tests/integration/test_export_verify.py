@@ -305,7 +305,7 @@ def test_export_leaves_an_output_to_the_run_that_is_active(command, dataset, tmp
     beat = Heartbeat("20260101-000000-abcdef", host_here(), os.getpid(), process_start(os.getpid()), time.time())
     (tmp_path / "o" / "runs" / "active.json").write_text(json.dumps(vars(beat)))
     outcome = command(*arguments, "--set", "export.windows_per_shard=9")
-    assert (outcome.code, "20260101-000000-abcdef" in outcome.text) == (3, True)
+    assert (outcome.code, "20260101-000000-abcdef" in outcome.text) == (75, True)
     (tmp_path / "o" / "runs" / "active.json").unlink()
     assert command(*arguments, "--set", "export.windows_per_shard=9").code == 0
     assert command("verify", tmp_path / "o").code == 0

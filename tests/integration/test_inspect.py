@@ -150,7 +150,7 @@ def test_inspect_motion_of_another_field_names_it(command, procedural_motion):
 
 
 def test_inspect_statistics(command, tiny_corpus, tmp_path):
-    assert command("stats", tiny_corpus, "--out", tmp_path / "s.json", "--local").code == 0
+    assert command("stats", tiny_corpus, tmp_path / "s.json", "--local").code == 0
     outcome = command("inspect", tmp_path / "s.json")
     assert outcome.code == 0, outcome.text
     assert "motion statistics" in outcome.text

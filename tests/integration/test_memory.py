@@ -35,11 +35,7 @@ class Peaks:
     def watch(self, process: psutil.Process) -> None:
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             try:
-                forks = [child for child in process.children() if child.cmdline() == process.cmdline()]
-                driver = (
-                    forks[0] if forks else process
-                )  # a command that runs Ray has a parent, see jobs/session/supervision.py
-                self.driver = max(self.driver, driver.memory_info().rss / MIB)
+                self.driver = max(self.driver, process.memory_info().rss / MIB)
                 for child in process.children(recursive=True):
                     name = child.cmdline()[0].split("(")[0] if child.cmdline() else child.name()
                     if name.startswith("ray::"):

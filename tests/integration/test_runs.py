@@ -32,7 +32,7 @@ def reference(command, arguments, tools, tmp_path):
 @pytest.mark.parametrize("limit", [("--max-runtime", "0s"), ("--set", "run.max_runtime=0.0s")])
 def test_a_run_whose_time_is_over_exits_3_and_continues(command, arguments, tools, reference, tmp_path, limit):
     outcome = command(*arguments, *limit)
-    assert outcome.code == 3, outcome.text
+    assert outcome.code == 75, outcome.text
     assert "continues" in outcome.text
     assert not (tmp_path / "o" / "dataset.json").exists()
     assert command(*arguments).code == 0
@@ -55,7 +55,7 @@ def write_heartbeat(output, **changes):
 def test_a_second_run_leaves_where_it_is_told_to(command, arguments, tmp_path):
     write_heartbeat(tmp_path / "o")
     outcome = command(*arguments, "--set", "run.when_active=leave")
-    assert (outcome.code, "other" in outcome.text) == (3, True)
+    assert (outcome.code, "other" in outcome.text) == (75, True)
     assert "run.when_active=take_over" in outcome.text
     assert command(*arguments, "--set", "run.when_active=take_over").code == 0
     assert not (tmp_path / "o" / LEASE_PATH).exists()
@@ -129,6 +129,6 @@ def test_a_device_without_memory_for_a_batch_ends_resumable(
     with monkeypatch.context() as patch:
         patch.setattr(WindowEncoder, "encode", full)
         outcome = command(*arguments)
-    assert (outcome.code, "no memory for a batch of 32 windows" in outcome.text) == (3, True), outcome.text
+    assert (outcome.code, "no memory for a batch of 32 windows" in outcome.text) == (75, True), outcome.text
     assert command(*arguments).code == 0
     assert tools.tree_of(tmp_path / "o") == reference

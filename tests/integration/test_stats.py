@@ -27,7 +27,7 @@ DIMS_OF_TINY = 4
 def measured(command, tiny_corpus, tmp_path_factory):
     """The statistics of the tiny corpus, measured in this process with small units."""
     out = tmp_path_factory.mktemp("stats") / "stats.json"
-    outcome = command("stats", tiny_corpus, "--out", out, "--local", "--set", "units.files=2")
+    outcome = command("stats", tiny_corpus, out, "--local", "--set", "units.files=2")
     assert outcome.code == 0, outcome.text
     return out, outcome.text
 
@@ -91,7 +91,7 @@ def test_stats_are_equal_bytes_with_ray_and_on_s3(command, measured, tiny_corpus
     files = S3FileSystem(use_listings_cache=False, **s3.options)
     motion, out = s3.url("stats/motion"), s3.url("stats/out/stats.json")
     files.put(str(tiny_corpus), motion, recursive=True)
-    outcome = command("stats", motion, "--out", out, "--workers", 3, "--set", "units.files=2")
+    outcome = command("stats", motion, out, "--workers", 3, "--set", "units.files=2")
     assert outcome.code == 0, outcome.text
     assert files.cat_file(out) == measured[0].read_bytes()
     assert files.cat_file(out.replace(".json", ".png")) == measured[0].with_suffix(".png").read_bytes()
@@ -99,7 +99,7 @@ def test_stats_are_equal_bytes_with_ray_and_on_s3(command, measured, tiny_corpus
 
 def test_stats_name_the_same_content_however_it_is_cut(command, measured, tiny_corpus, tmp_path):
     out = tmp_path / "stats.json"
-    assert command("stats", tiny_corpus, "--out", out, "--local", "--set", "units.bytes=500").code == 0
+    assert command("stats", tiny_corpus, out, "--local", "--set", "units.bytes=500").code == 0
     ours, theirs = (json.loads(path.read_text()) for path in (out, measured[0]))
     assert ours["content"] == theirs["content"]
     np.testing.assert_allclose(ours["std"], theirs["std"], rtol=1e-12)
@@ -109,7 +109,7 @@ def test_stats_survive_constant_dims_and_empty_ones(command, tools, tmp_path):
     motion = tools.tiny_motion(0, 50)
     motion[:, 1], motion[:, 3] = 0.1, np.nan
     (tmp_path / "a.npz").write_bytes(tools.npz_bytes(motion=motion, fps=25.0))
-    outcome = command("stats", tmp_path / "a.npz", "--out", tmp_path / "s.json", "--local")
+    outcome = command("stats", tmp_path / "a.npz", tmp_path / "s.json", "--local")
     assert outcome.code == 0, outcome.text
     tree = json.loads((tmp_path / "s.json").read_text())
     assert tree["constant_dims"] == [1, 3]
@@ -124,14 +124,14 @@ def test_stats_count_clips_of_other_dims_and_without_rate(command, tools, tmp_pa
         (tmp_path / f"a{n}.npz").write_bytes(tools.npz_bytes(motion=tools.tiny_motion(n, 20)))
     (tmp_path / "b.npz").write_bytes(tools.npz_bytes(motion=tools.tiny_motion(9, 30, 7), fps=25.0))
     np.save(tmp_path / "c.npy", tools.tiny_motion(9, 5, 2))
-    outcome = command("stats", tmp_path, "--out", tmp_path / "s.json", "--local")
+    outcome = command("stats", tmp_path, tmp_path / "s.json", "--local")
     assert outcome.code == 0, outcome.text
     tree = json.loads((tmp_path / "s.json").read_text())
     assert (tree["motion_dim"], tree["num_clips"], tree["hours"]) == (4, 3, 0.0)
     assert (tree["dropped"], tree["other_dims"]) == ({"wrong_dim": 2}, {"2": 1, "7": 1})
     assert tree["fps"] == [{"fps": None, "clips": 3, "frames": 60}]
     assert "none stated (3)" in outcome.text
-    too_many = command("stats", tmp_path, "--out", tmp_path / "t.json", "--local", "--set", "run.max_dropped=1")
+    too_many = command("stats", tmp_path, tmp_path / "t.json", "--local", "--set", "run.max_dropped=1")
     assert too_many.code == 1
     assert not (tmp_path / "t.json").exists()
 
@@ -141,12 +141,12 @@ def test_stats_follow_the_rules_for_rates_of_a_codec_where_one_is_named(command,
     for fps, motion in motions.items():
         (tmp_path / f"r{fps:g}.npz").write_bytes(tools.npz_bytes(motion=motion, fps=fps))
     (tmp_path / "none.npz").write_bytes(tools.npz_bytes(motion=motions[25.0]))
-    dropping = command("stats", tmp_path, "--out", tmp_path / "a.json", "--local", "--fps", 25)
+    dropping = command("stats", tmp_path, tmp_path / "a.json", "--local", "--fps", 25)
     assert dropping.code == 0, dropping.text
     tree = json.loads((tmp_path / "a.json").read_text())
     assert (tree["num_frames"], tree["dropped"]) == (40, {"fps_mismatch": 1, "fps_missing": 1})
     resampling = ("--fps", 25, "--set", "input.resample=linear")
-    assert command("stats", tmp_path, "--out", tmp_path / "b.json", "--local", *resampling).code == 0
+    assert command("stats", tmp_path, tmp_path / "b.json", "--local", *resampling).code == 0
     tree = json.loads((tmp_path / "b.json").read_text())
     both = np.concatenate([motions[25.0], motions[50.0][::2]]).astype(np.float64)
     assert tree["fps"] == [{"fps": 25.0, "clips": 2, "frames": 61}]
@@ -160,7 +160,7 @@ def test_stats_select_columns_and_clips(command, tools, tmp_path):
     (tmp_path / "ids.txt").write_text("a1\n")
     settings = ["input.motion_field=exp", "input.columns=1:3", f"input.clips.exclude={tmp_path / 'ids.txt'}"]
     flags = [word for setting in settings for word in ("--set", setting)]
-    outcome = command("stats", tmp_path, "--out", tmp_path / "s.json", "--local", *flags)
+    outcome = command("stats", tmp_path, tmp_path / "s.json", "--local", *flags)
     assert outcome.code == 0, outcome.text
     tree = json.loads((tmp_path / "s.json").read_text())
     both = np.concatenate([tools.tiny_motion(n, 20)[:, 1:3] for n in (0, 2)]).astype(np.float64)
@@ -173,7 +173,7 @@ def test_stats_of_flat_lists_ask_for_the_dims(command, tools, tmp_path):
     flat = [tools.tiny_motion(n, 10).ravel().tolist() for n in range(3)]
     table = pa.table({"motion": pa.array(flat, pa.list_(pa.float32())), "fps": [25.0] * 3})
     pq.write_table(table, tmp_path / "a.parquet")
-    arguments = ("stats", tmp_path, "--out", tmp_path / "s.json", "--local")
+    arguments = ("stats", tmp_path, tmp_path / "s.json", "--local")
     refused = command(*arguments)
     assert refused.code == 1
     assert "wrong_dim" in refused.text
@@ -184,14 +184,14 @@ def test_stats_of_flat_lists_ask_for_the_dims(command, tools, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["missing", "--out", "s.json"], "check the path"),
-        (["CORPUS", "--out", "s.txt"], ".json"),
-        (["CORPUS", "--out", "FOLDER.json"], "is a folder"),
-        (["CORPUS", "--out", "s.json", "--fps", "-1"], "above 0"),
-        (["CORPUS", "--out", "s.json", "--set", "input.resample=linear"], "--fps"),
-        (["CORPUS", "--out", "s.json", "--set", "input.fpz=3"], "input.fps"),
-        (["CORPUS", "--out", "s.json", "--set", "input.clips=nowhere.txt"], "check the path"),
-        (["CORPUS"], "--out"),
+        (["missing", "s.json"], "check the path"),
+        (["CORPUS", "s.txt"], ".json"),
+        (["CORPUS", "FOLDER.json"], "is a folder"),
+        (["CORPUS", "s.json", "--fps", "-1"], "above 0"),
+        (["CORPUS", "s.json", "--set", "input.resample=linear"], "--fps"),
+        (["CORPUS", "s.json", "--set", "input.fpz=3"], "input.fps"),
+        (["CORPUS", "s.json", "--set", "input.clips=nowhere.txt"], "check the path"),
+        (["CORPUS"], "Missing argument"),
     ],
 )
 def test_stats_refuse_bad_requests(command, tiny_corpus, tmp_path, monkeypatch, arguments, words):
@@ -206,7 +206,7 @@ def test_stats_refuse_bad_requests(command, tiny_corpus, tmp_path, monkeypatch, 
 
 def test_stats_without_any_clip_are_refused(command, tmp_path):
     np.savez(tmp_path / "a.npz", other=np.zeros(3))
-    outcome = command("stats", tmp_path, "--out", tmp_path / "s.json", "--local")
+    outcome = command("stats", tmp_path, tmp_path / "s.json", "--local")
     assert outcome.code == 1
     assert "input.motion_field" in outcome.text
 
@@ -214,9 +214,7 @@ def test_stats_without_any_clip_are_refused(command, tmp_path):
 @pytest.mark.parametrize(("folder", "field", "dims"), [("flame106", "motion", 106), ("arkit_iphone", "values", 61)])
 def test_stats_of_face_motion_agree_with_numpy(command, procedural_motion, tmp_path, folder, field, dims):
     out = tmp_path / "stats.json"
-    outcome = command(
-        "stats", procedural_motion / folder, "--out", out, "--local", "--set", f"input.motion_field={field}"
-    )
+    outcome = command("stats", procedural_motion / folder, out, "--local", "--set", f"input.motion_field={field}")
     assert outcome.code == 0, outcome.text
     tree = json.loads(out.read_text())
     paths = sorted((procedural_motion / folder).glob("*.npz"))

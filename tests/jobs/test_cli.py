@@ -41,7 +41,7 @@ def test_job_config_lets_options_win(tmp_path):
         job_config(str(tmp_path / "run.yaml"), None, {})
 
 
-@pytest.mark.parametrize(("error", "code"), [(IncompleteError("units are missing"), 3), (KeyError("surprise"), 70)])
+@pytest.mark.parametrize(("error", "code"), [(IncompleteError("units are missing"), 75), (KeyError("surprise"), 70)])
 def test_errors_end_in_their_exit_code(monkeypatch, error, code):
     def fail(*args):
         raise error

@@ -24,14 +24,14 @@ from jobs.app import (
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n"
-    "  motion-tokens stats motion/ --out stats.json\n\n"
-    "  motion-tokens stats s3://bucket/motion --out s3://bucket/stats.json --workers 16\n\n"
-    "  motion-tokens stats takes/ --out stats.json --fps 25 --set input.resample=linear\n\n"
+    "  motion-tokens stats motion/ stats.json\n\n"
+    "  motion-tokens stats s3://bucket/motion s3://bucket/stats.json --workers 16\n\n"
+    "  motion-tokens stats takes/ stats.json --fps 25 --set input.resample=linear\n\n"
     "Without --fps every clip counts at its own rate. The numbers do not depend on the number of workers."
 )
 def stats(
     inputs: Inputs,
-    out: Annotated[str, typer.Option("--out", "-o", help="stats.json to write; a picture stands beside it.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="stats.json to write; a picture stands beside it.")],
     fps: Annotated[
         float | None, typer.Option(help="Rate of the codec to be: other clips are resampled or dropped as by tokenize.")
     ] = None,
@@ -51,14 +51,14 @@ def stats(
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n"
-    "  motion-tokens train motion/ --out codec/\n\n"
-    "  motion-tokens train s3://bucket/motion --out codec/ --stats stats.json --steps 60000\n\n"
-    "  motion-tokens train takes/ --out arkit/ --fps 60 --set input.motion_field=values --hidden-dim 128 --depth 4\n\n"
+    "  motion-tokens train motion/ codec/\n\n"
+    "  motion-tokens train s3://bucket/motion codec/ --stats stats.json --steps 60000\n\n"
+    "  motion-tokens train takes/ arkit/ --fps 60 --set input.motion_field=values --hidden-dim 128 --depth 4\n\n"
     "The same command again continues a training that was stopped; codec/codec.safetensors is the best codec so far."
 )
 def train(
     inputs: Inputs,
-    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL: codec, checkpoint, curve, summary.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL: codec, checkpoint, curve, summary.")],
     stats: Annotated[
         str | None, typer.Option(help="stats.json to normalise with; default: measured on the clips to train on.")
     ] = None,

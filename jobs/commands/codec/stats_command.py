@@ -35,9 +35,9 @@ def run_stats(request: StatisticsRequest, out: str, console: Console) -> None:
     """
     folder, name = parent_and_name(out, request.config.run.storage_options)
     if not name.endswith(".json"):
-        raise ConfigError(f"--out {without_secrets(out)}: name a file that ends in .json; its picture stands beside it")
+        raise ConfigError(f"{without_secrets(out)}: name a file that ends in .json; its picture stands beside it")
     if folder.list_names(name):
-        raise OutputMismatchError(f"--out {without_secrets(out)} is a folder: name a file")
+        raise OutputMismatchError(f"{without_secrets(out)} is a folder: name a file")
     begin = time.perf_counter()
     bar = _Bar(console)
     with open_session(request.config.run) as executor, bar.shown():

@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from bitwise_vae.config import BitwiseVAEConfig, config_from_values, values_from_json
-from bitwise_vae.config import ConfigError as CodecConfigError
+from bitwise_vae.config import BitwiseVAEConfig, ConfigError as CodecConfigError, config_from_values, values_from_json
 from bitwise_vae.training.evaluation import Evaluation
 from bitwise_vae.training.loop import CurvePoint, Trainer
 from bitwise_vae.training.task import Peers, TrainingSettings, TrainingTask

@@ -5,13 +5,12 @@ Knows no data: each calls one function.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.app import (
-    EXIT_WRONG_DATA,
+    EXIT_FOUND,
     Address,
     Checkpoint,
     Clips,
@@ -20,6 +19,7 @@ from jobs.app import (
     Exclude,
     Formats,
     GivenInputs,
+    JsonFile,
     Local,
     ModelConfig,
     Preset,
@@ -40,7 +40,7 @@ from pipeline.errors import ConfigError
     "Exit code 1 and a list where anything is wrong."
 )
 def verify(
-    output: Dataset,
+    dataset: Dataset,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(metavar="INPUT...", help="For --deep: the inputs that tokenize was given, in that order."),
@@ -55,7 +55,7 @@ def verify(
     settings: Settings = None,
 ) -> None:
     """Prove that every expected window is there exactly once, in every format, byte for byte."""
-    with reported():
+    with reported(only_reads=True):
         job = job_config(None, settings, {})
         if deep is None and (inputs or checkpoint):
             raise ConfigError("inputs and --checkpoint are for --deep N: verify alone reads the dataset only")
@@ -69,11 +69,11 @@ def verify(
             from pipeline.verify.deep import DeepRequest
 
             request = DeepRequest(tuple(inputs), checkpoint, preset, model_config, deep, seed)
-            is_sound = verify_command.run_deep_verify(output, request, job, console)
+            is_sound = verify_command.run_deep_verify(dataset, request, job, console)
         else:
-            is_sound = verify_command.run_verify(output, job, console)
+            is_sound = verify_command.run_verify(dataset, job, console)
         if not is_sound:
-            raise typer.Exit(EXIT_WRONG_DATA)
+            raise typer.Exit(EXIT_FOUND)
 
 
 @app.command(
@@ -83,7 +83,7 @@ def verify(
     "Without inputs and codec nothing is decoded. tokenize writes the same report at its end."
 )
 def report(
-    output: Dataset,
+    dataset: Dataset,
     inputs: Annotated[
         list[str] | None, typer.Argument(metavar="INPUT...", help="The inputs that tokenize was given, in that order.")
     ] = None,
@@ -106,7 +106,7 @@ def report(
         sources = None
         if inputs and checkpoint:
             sources = DeepRequest(tuple(inputs), checkpoint, preset, model_config, windows, 0)
-        run_report(output, sources, job, console)
+        run_report(dataset, sources, job, console)
 
 
 @app.command(
@@ -116,25 +116,25 @@ def report(
     "Exit code 1 where more bits than --max-flip-rate depend on rounding."
 )
 def certify(
-    output: Dataset,
+    dataset: Dataset,
     inputs: GivenInputs,
     checkpoint: Checkpoint,
     windows: Annotated[int, typer.Option(min=1, help="Windows to encode again.")] = 32,
     max_flip_rate: Annotated[float | None, typer.Option(help="Share of bits that may differ, such as 1e-5.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the certificate.")] = None,
+    json_file: JsonFile = None,
     model_config: ModelConfig = None,
     preset: Preset = None,
     settings: Settings = None,
 ) -> None:
     """Encode a sample again in other orders, batch sizes and precisions and in float64, and count bits that flip."""
-    with reported():
+    with reported(only_reads=True):
         job = job_config(None, settings, {"max_flip_rate": max_flip_rate})
         from jobs.commands.dataset.report_command import run_certify
         from pipeline.verify.deep import DeepRequest
 
         request = DeepRequest(tuple(inputs), checkpoint, preset, model_config, windows, 0)
-        if not run_certify(output, request, json_file, job, console):
-            raise typer.Exit(EXIT_WRONG_DATA)
+        if not run_certify(dataset, request, json_file, job, console):
+            raise typer.Exit(EXIT_FOUND)
 
 
 @app.command(
@@ -146,34 +146,34 @@ def certify(
 def diff(
     ours: Annotated[str, typer.Argument(metavar="A", help="Folder or URL of a token dataset.")],
     theirs: Annotated[str, typer.Argument(metavar="B", help="Folder or URL of another one.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the difference.")] = None,
+    json_file: JsonFile = None,
     settings: Settings = None,
 ) -> None:
     """Explain the difference of two datasets: settings, clips, windows, bits by scale."""
-    with reported():
+    with reported(only_reads=True):
         job = job_config(None, settings, {})
         from jobs.commands.dataset.diff_command import run_diff
 
         if not run_diff(ours, theirs, json_file, job, console):
-            raise typer.Exit(EXIT_WRONG_DATA)
+            raise typer.Exit(EXIT_FOUND)
 
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n"
-    "  motion-tokens decode tokens/ --clip take1 --checkpoint vae.safetensors --out take1.npz\n\n"
-    "  motion-tokens decode s3://bucket/tokens --clips ids.txt -c vae.safetensors --out decoded/\n\n"
+    "  motion-tokens decode tokens/ take1.npz --clip take1 --checkpoint vae.safetensors\n\n"
+    "  motion-tokens decode s3://bucket/tokens decoded/ --clips ids.txt -c vae.safetensors\n\n"
     "Each npz holds motion (frames, dims) float32, fps and clip_id. Where windows overlap, a frame is taken from the"
     " first that covers it; frames that none covers are NaN."
 )
 def decode(
-    output: Dataset,
+    dataset: Dataset,
+    out: Annotated[str, typer.Argument(metavar="[OUT]", help="An .npz for one clip, else a folder.")] = ".",
     clip: Annotated[list[str] | None, typer.Option("--clip", help="Id of a clip. Repeatable.")] = None,
     clips: Annotated[str | None, typer.Option("--clips", help="File with one clip id a line.")] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option("--checkpoint", "-c", help="The dataset's codec; default: one that stands beside the dataset."),
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="An .npz for one clip, else a folder.")] = None,
     model_config: ModelConfig = None,
     preset: Preset = None,
     settings: Settings = None,
@@ -183,7 +183,7 @@ def decode(
         job = job_config(None, settings, {})
         from jobs.commands.dataset.decode_command import DecodeRequest, run_decode
 
-        request = DecodeRequest(output, tuple(clip or ()), clips, checkpoint, preset, model_config, out)
+        request = DecodeRequest(dataset, tuple(clip or ()), clips, checkpoint, preset, model_config, out)
         run_decode(request, job, console)
 
 
@@ -205,7 +205,7 @@ def inspect(
     settings: Settings = None,
 ) -> None:
     """Say what a path holds; of tokens, draw the bits of one window scale by scale."""
-    with reported():
+    with reported(only_reads=True):
         job = job_config(None, settings, {})
         from jobs.commands.dataset.inspect_command import InspectRequest, run_inspect
 
@@ -249,7 +249,7 @@ def export(
     "Without --yes nothing is deleted."
 )
 def clean(
-    output: Dataset,
+    dataset: Dataset,
     keep: Annotated[int, typer.Option(min=1, help="Versions to keep, the current one included.")] = 3,
     yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
     settings: Settings = None,
@@ -259,4 +259,4 @@ def clean(
         job = job_config(None, settings, {})
         from jobs.commands.dataset.clean_command import run_clean
 
-        run_clean(output, keep, yes, job, console)
+        run_clean(dataset, keep, yes, job, console)

@@ -33,7 +33,7 @@ class DecodeRequest:
         clips: clip ids.
         clip_list: path or URL of a file with one clip id a line, beside them.
         checkpoint: None looks for the codec beside the dataset.
-        out: an .npz for one clip, else a folder; None is the present folder.
+        out: an .npz for one clip, else a folder.
     """
 
     output: str
@@ -42,7 +42,7 @@ class DecodeRequest:
     checkpoint: str | None
     preset: str | None
     model_config: str | None
-    out: str | None
+    out: str
 
 
 def run_decode(request: DecodeRequest, config: JobConfig, console: Console) -> None:
@@ -88,16 +88,14 @@ def _clip_ids(request: DecodeRequest, options: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _target(out: str | None, clip_ids: Sequence[str], options: Mapping[str, Any]) -> tuple[Folder, list[str]]:
+def _target(out: str, clip_ids: Sequence[str], options: Mapping[str, Any]) -> tuple[Folder, list[str]]:
     """Return the folder to write to, and the name of each clip's file."""
-    if out is not None and out.endswith(".npz"):
+    if out.endswith(".npz"):
         if len(clip_ids) > 1:
-            raise ConfigError(
-                f"--out {without_secrets(out)} is one file, {len(clip_ids)} clips are named: name a folder"
-            )
+            raise ConfigError(f"{without_secrets(out)} is one file, {len(clip_ids)} clips are named: name a folder")
         folder, name = parent_and_name(out, options)
         return folder, [name]
-    return Folder(out or ".", options), [file_name(clip_id) for clip_id in clip_ids]
+    return Folder(out, options), [file_name(clip_id) for clip_id in clip_ids]
 
 
 def _told(clip: DecodedClip, folder: Folder, name: str) -> str:

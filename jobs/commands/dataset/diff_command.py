@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from jobs.commands.dataset.verify_command import bits_table, open_at
+from jobs.output.json_file import write_json
 from pipeline.settings.job_config import JobConfig
 from pipeline.verify.compare import Difference, compare_datasets
 
 
-def run_diff(ours: str, theirs: str, json_file: Path | None, config: JobConfig, console: Console) -> bool:
+def run_diff(ours: str, theirs: str, json_file: str | None, config: JobConfig, console: Console) -> bool:
     """Compare two datasets, tell what differs, and say whether their content is equal.
 
     Raises:
@@ -25,8 +25,7 @@ def run_diff(ours: str, theirs: str, json_file: Path | None, config: JobConfig, 
     with console.status("comparing"):
         difference = compare_datasets(datasets[0], datasets[1], lambda path: None)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(difference.described(), indent=1, ensure_ascii=False) + "\n")
+        write_json(json_file, difference.described())
     for name, dataset in zip("AB", datasets, strict=True):
         version = f"  version {dataset.manifest.version}"
         console.print(f"{name}  {escape(str(dataset.folder))}{version}", highlight=False, soft_wrap=True)

@@ -5,13 +5,11 @@ Knows no data.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.output.json_file import write_json
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.open_dataset import OpenDataset, open_dataset
 from pipeline.job.gate import GateResult
@@ -75,7 +73,7 @@ def print_gate(gate: GateResult, manifest: Manifest, console: Console) -> None:
         console.print(f"  published as {manifest.status} all the same: --gate {gate.record.mode}", highlight=False)
 
 
-def run_certify(output: str, request: DeepRequest, json_file: Path | None, config: JobConfig, console: Console) -> bool:
+def run_certify(output: str, request: DeepRequest, json_file: str | None, config: JobConfig, console: Console) -> bool:
     """Encode a sample again in several ways, tell what differs, and say whether it stays within the budget.
 
     Raises:
@@ -89,6 +87,11 @@ def run_certify(output: str, request: DeepRequest, json_file: Path | None, confi
     with console.status("encoding in several ways"):
         sample = sample_of_dataset(job, request.num_windows)
         certificate = certify_sample(job.codec.data, dataset.manifest.contract, sample)
+    budget = config.max_flip_rate
+    over = certificate.over_budget(budget) if budget is not None else []
+    if json_file is not None:
+        tree = {**certificate.described(), "max_flip_rate": budget, "is_within_budget": not over}
+        write_json(json_file, tree)
     console.print(
         f"{certificate.num_windows:,} windows, {certificate.precision} on {certificate.device}: bits that differ from"
         " the usual encoding here, or from float64, by tokens of the scale",
@@ -96,12 +99,6 @@ def run_certify(output: str, request: DeepRequest, json_file: Path | None, confi
         soft_wrap=True,
     )
     console.print(_flips_table(certificate, dataset.manifest.contract.codec.patch_nums))
-    budget = config.max_flip_rate
-    over = certificate.over_budget(budget) if budget is not None else []
-    if json_file is not None:
-        tree = {**certificate.described(), "max_flip_rate": budget, "is_within_budget": not over}
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(tree, indent=1) + "\n")
     for line in over:
         console.print(f"[bold red]over budget[/bold red]: {escape(line)}", highlight=False, soft_wrap=True)
     rate = f"{certificate.flip_rate:.2e} of the bits depend on order, batch size or rounding"

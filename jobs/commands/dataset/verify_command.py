@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.output.display import Display
+from jobs.output.display import Display, counted
 from pipeline.dataset.manifest import read_manifest, read_version, split_version
 from pipeline.dataset.open_dataset import BitCounts, OpenDataset, open_dataset
-from pipeline.errors import InputNotFoundError, OutputMismatchError, VerifyError
+from pipeline.errors import InputNotFoundError, OutputMismatchError
 from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder
 from pipeline.verify.dataset import verify_dataset
@@ -27,7 +29,8 @@ def run_verify(output: str, config: JobConfig, console: Console) -> bool:
     try:
         manifest = read_manifest(folder) if version is None else read_version(folder, version)
     except OutputMismatchError as error:
-        raise VerifyError(str(error)) from error
+        _print_findings([str(error)], 1, console)
+        return False
     if manifest is None:
         raise InputNotFoundError(f"{folder} holds no dataset.json: name the folder that tokenize wrote")
     display = Display(console)
@@ -51,12 +54,16 @@ def run_verify(output: str, config: JobConfig, console: Console) -> bool:
                 "units are proved where the token store is: this export has none", highlight=False, soft_wrap=True
             )
         return True
-    console.print(f"[bold red]{result.num_findings:,} findings[/bold red]", highlight=False)
-    for line in result.findings:
-        console.print(f"- {escape(line)}", highlight=False, soft_wrap=True)
-    if result.num_findings > len(result.findings):
-        console.print(f"- and {result.num_findings - len(result.findings):,} more", highlight=False)
+    _print_findings(result.findings, result.num_findings, console)
     return False
+
+
+def _print_findings(findings: Sequence[str], count: int, console: Console) -> None:
+    console.print(f"[bold red]{counted(count, 'finding')}[/bold red]", highlight=False)
+    for line in findings:
+        console.print(f"- {escape(line)}", highlight=False, soft_wrap=True)
+    if count > len(findings):
+        console.print(f"- and {count - len(findings):,} more", highlight=False)
 
 
 def run_deep_verify(output: str, request: DeepRequest, config: JobConfig, console: Console) -> bool:

@@ -5,12 +5,10 @@ Knows no data. Imports torch as late as tokenize does, so that it starts as a ru
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,6 +16,7 @@ from rich.console import Console
 from jobs.commands.run.certain_work import is_work_certain
 from jobs.commands.run.estimate_table import print_estimate, print_forecast, print_probe, say
 from jobs.output.display import Display
+from jobs.output.json_file import write_json
 from jobs.session.session import open_session
 from pipeline.run.stopping import stop_time
 from pipeline.settings.job_config import TokenizeRequest
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.estimate.job_plan import JobPlan
 
 
-def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | None, console: Console) -> JobPlan:
+def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: str | None, console: Console) -> JobPlan:
     """Plan a job, say what it would write and compute, and write nothing of it.
 
     Args:
@@ -49,8 +48,7 @@ def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: Path | 
 
         planned = plan_job(whole, executor, display, Asked(began, probe_s, stop_at))
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(planned.described(), indent=1) + "\n")
+        write_json(json_file, planned.described())
     _print_plan(planned, probe_s, stop_at is not None, console)
     return planned
 

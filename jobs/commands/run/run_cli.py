@@ -5,7 +5,6 @@ Knows no data: each calls one function.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +14,7 @@ from jobs.app import (
     Dataset,
     GivenInputs,
     Inputs,
+    JsonFile,
     Settings,
     app,
     console,
@@ -46,7 +46,7 @@ def tokenize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would write and how long it would compute.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="With --dry-run: where to write it.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Tokenize motion files into a verified token dataset."""
     with reported():
@@ -68,7 +68,7 @@ def tokenize(
     epilog="[bold]Examples[/bold]\n\n"
     "  motion-tokens plan motion/ --checkpoint vae.safetensors\n\n"
     "  motion-tokens plan s3://bucket/motion -c vae.safetensors --config run.yaml --probe 60 --deadline 06:00\n\n"
-    "  motion-tokens plan motion/ -c vae.safetensors --output tokens/ --probe 60 --json plan.json\n\n"
+    "  motion-tokens plan motion/ -c vae.safetensors --dataset tokens/ --probe 60 --json plan.json\n\n"
     "Nothing is written but the file of --json. tokenize --dry-run is the same, for its own command line."
 )
 @with_job_options
@@ -76,17 +76,17 @@ def plan(
     inputs: Inputs,
     checkpoint: Checkpoint,
     options: JobOptions,
-    output: Annotated[
-        str, typer.Option("--output", help="Dataset that the job would write or continue: what it has is not counted.")
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Dataset that the job would write or continue: what it has is not counted.")
     ] = "",
     probe: Annotated[
         float | None, typer.Option(min=1, help="Do real work for so many seconds, keep nothing, and foretell the rest.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write it.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Say what a job would write and how long it would take, before it runs."""
-    with reported():
-        request = options.request(inputs, output, checkpoint)
+    with reported(only_reads=True):
+        request = options.request(inputs, dataset, checkpoint)
         from jobs.commands.run.plan_command import run_plan
 
         run_plan(request, probe, json_file, console)
@@ -100,14 +100,14 @@ def plan(
 )
 @with_job_options
 def replay(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of the token dataset.")],
+    dataset: Dataset,
     inputs: GivenInputs,
     checkpoint: Checkpoint,
     options: JobOptions,
 ) -> None:
     """Try quarantined clips again, after files were mended or could not be read, and leave the others as they are."""
     with reported():
-        request = options.request(inputs, output, checkpoint)
+        request = options.request(inputs, dataset, checkpoint)
         from jobs.commands.run.replay_command import run_replay
 
         run_replay(request, console)
@@ -119,14 +119,14 @@ def replay(
     "  motion-tokens runs s3://bucket/tokens --last 30 --json runs.json"
 )
 def runs(
-    output: Dataset,
+    dataset: Dataset,
     last: Annotated[int, typer.Option(min=1, help="Runs to show, the newest.")] = 10,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write them.")] = None,
+    json_file: JsonFile = None,
     settings: Settings = None,
 ) -> None:
     """Compare the runs of a dataset, each with the one before: speed, drops, drift of codes, settings."""
-    with reported():
+    with reported(only_reads=True):
         job = job_config(None, settings, {})
         from jobs.commands.run.runs_command import run_runs
 
-        run_runs(output, last, json_file, job, console)
+        run_runs(dataset, last, json_file, job, console)

@@ -5,14 +5,12 @@ Knows no data.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jobs.commands.run.estimate_table import duration_text
+from jobs.output.json_file import write_json
 from pipeline.errors import InputNotFoundError
 from pipeline.run.history import ComparedRun, compare_runs, read_runs
 from pipeline.settings.job_config import JobConfig
@@ -25,7 +23,7 @@ FEW_DROPS = 0.001
 """Share of clips below which drops are not marked."""
 
 
-def run_runs(output: str, last: int, json_file: Path | None, config: JobConfig, console: Console) -> list[ComparedRun]:
+def run_runs(output: str, last: int, json_file: str | None, config: JobConfig, console: Console) -> list[ComparedRun]:
     """Compare the last runs of a dataset and tell about it.
 
     Raises:
@@ -36,8 +34,7 @@ def run_runs(output: str, last: int, json_file: Path | None, config: JobConfig, 
     if not compared:
         raise InputNotFoundError(f"{folder} holds no runs/<run_id>/run.json: name the folder that tokenize wrote")
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps({"runs": [item.described() for item in compared]}, indent=1) + "\n")
+        write_json(json_file, {"runs": [item.described() for item in compared]})
     console.print(_table(compared))
     for item in compared:
         for line in (*_findings(item), *item.changes):
@@ -104,7 +101,4 @@ def _findings(item: ComparedRun) -> list[str]:
     error = (run.get("gate") or {}).get("fraction_of_mean")
     if error is not None:
         lines.append(f"decoded motion is {error:.3f} times as far off as keeping the mean")
-    ratio = (run.get("estimate") or {}).get("wall_ratio")
-    if ratio is not None:
-        lines.append(f"took {ratio:.2f} times what plan --probe foretold")
     return lines

@@ -33,7 +33,7 @@ from pipeline.run.record import JobRecord
 from pipeline.run.stopping import StopSwitch, stop_time
 from pipeline.settings.job_config import TokenizeRequest
 from pipeline.settings.run_config import RunConfig
-from pipeline.storage import Folder, read_text, without_secrets
+from pipeline.storage import Folder, without_secrets
 
 if TYPE_CHECKING:  # they import torch
     from pipeline.job.gate import GateResult
@@ -52,8 +52,6 @@ class _Run:
     """In the place of text, where the configuration wants it."""
     console: Console
     """Silent beside a log."""
-    forecast: dict[str, Any]
-    """What `run.estimate` says; empty without one."""
     outcome: dict[str, Any]
     """As in run.json; grows as the run ends."""
 
@@ -68,11 +66,6 @@ class _Run:
 
     def write_record(self) -> None:
         """Write run.json."""
-        if self.forecast:
-            from pipeline.estimate.forecast import compared_forecast
-
-            plan = self.record.notes.get("plan")
-            self.record.notes["estimate"] = compared_forecast(self.forecast, self.record, plan)
         self.outcome["run_record"] = write_run_record(self.output, self.run_id, self.record, self.outcome)
 
 
@@ -95,12 +88,10 @@ def run_tokenize(request: TokenizeRequest, console: Console, prepare: Callable[[
         record=JobRecord(),
         log=log,
         console=console_of(config, console),
-        forecast={},
         outcome={},
     )
     with _end_told(run):
         prepare()
-        run.forecast.update(_forecast_of(config))
         done = _tokenize(run)
         if done.gate is None:
             run.outcome.update(outcome_of_dataset(done.manifest))
@@ -114,14 +105,6 @@ def run_tokenize(request: TokenizeRequest, console: Console, prepare: Callable[[
 def console_of(config: RunConfig, console: Console) -> Console:
     """Return where text goes: nowhere, in the place of a log."""
     return Console(quiet=True) if config.log_format == "json" else console
-
-
-def _forecast_of(config: RunConfig) -> dict[str, Any]:
-    if config.estimate is None:
-        return {}
-    from pipeline.estimate.forecast import read_forecast
-
-    return read_forecast(read_text(config.estimate, config.storage_options), without_secrets(config.estimate))
 
 
 def _tokenize(run: _Run) -> Tokenized:

@@ -6,8 +6,8 @@
 #
 # motion-tokens, ray and python are taken from the PATH of who submits; input, output and checkpoint have to be
 # places that every node sees. The job is queued again when its time is over, when it is preempted, and when it ends
-# incomplete (exit code 3), up to MOTION_TOKENS_REQUEUES times (default 20); each run goes on where the last one ended.
-# With run.deadline set, say MOTION_TOKENS_REQUEUES=0: the deadline's exit code is 3 too.
+# incomplete (exit code 75) or without a word (1, or killed), up to MOTION_TOKENS_REQUEUES times (default 20); each run
+# goes on where the last one ended. With run.deadline set, say MOTION_TOKENS_REQUEUES=0: its exit code is 75 too.
 #SBATCH --job-name=motion-tokens
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
@@ -17,7 +17,7 @@
 set -uo pipefail
 
 REFUSED=2
-INCOMPLETE=3
+INCOMPLETE=75
 STOPPED=143
 NODES_LIMIT_S=300
 
@@ -70,7 +70,7 @@ sys.exit(sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]))
 PYTHON
 }
 
-# Ends with 3 where the nodes do not come together: nothing has begun, and another try may help.
+# Ends with 75 where the nodes do not come together: nothing has begun, and another try may help.
 wait_for_nodes() {
     local limit=$((SECONDS + NODES_LIMIT_S))
     until stands; do
@@ -116,8 +116,16 @@ else
 fi
 echo "motion-tokens ended with $code"
 
+may_go_on() {
+    case $code in
+    1) [[ ! $1 =~ ^(verify|diff|certify)$ ]] ;; # of these it says that something was found
+    "$INCOMPLETE") true ;;
+    *) ((code > 128)) ;; # a signal
+    esac
+}
+
 is_to_requeue=
-if [[ $code -eq $INCOMPLETE || $code -eq $STOPPED ]] && is_running; then
+if may_go_on "${1:-}" && is_running; then
     [[ ${SLURM_RESTART_COUNT:-0} -lt ${MOTION_TOKENS_REQUEUES:-20} ]] && is_to_requeue=yes
 fi
 kill -TERM "$nodes" 2>/dev/null

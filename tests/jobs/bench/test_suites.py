@@ -16,7 +16,7 @@ from bitwise_vae.config import BitwiseVAEConfig
 from jobs.bench.data import MOTION_FORMATS, BenchData, clip_lengths, make_data
 from jobs.bench.measure_pipeline import BitCheck, measure_pipeline, require_agreement, run_baseline
 from jobs.bench.result import SPREAD, BenchRequest, BenchResult
-from jobs.bench.suites import make_request, results_json, results_table, run_bench
+from jobs.bench.suites import make_request, results_table, results_tree, run_bench
 from pipeline.contract.specs import CodecSpec, CorpusSpec, WindowRule
 from pipeline.contract.windows import window_starts
 from pipeline.errors import ConfigError, DataError
@@ -138,7 +138,7 @@ def test_run_bench_prints_and_writes_the_results(tmp_path: Path) -> None:
 
     console = Console(file=io.StringIO(), width=120)
     json_file = tmp_path / "new" / "bench.json"
-    run_bench("pipeline", make_request("pipeline", 64, 2, "float16"), json_file, console, {"pipeline": suite})
+    run_bench("pipeline", make_request("pipeline", 64, 2, "float16"), str(json_file), console, {"pipeline": suite})
     assert (seen[0].windows, seen[0].repeats, seen[0].config.precision) == (64, 2, "float16")
     assert (seen[0].codec.hidden_dim, seen[0].codec.depth, seen[0].codec.num_heads) == (512, 6, 8)
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -182,4 +182,4 @@ def test_results_table_leaves_ratios_out_where_there_is_no_baseline() -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(results_table([BenchResult("pipeline", "session start", "s", (1.25,))]))
     assert "session start" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert SPREAD in json.loads(results_json([]))["spread_is"]
+    assert SPREAD in results_tree([])["spread_is"]

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.cluster.submit import MEANINGS, NOT_INSTALLED, entrypoint, exit_code_of
+from jobs.cluster.submit import MEANINGS, JobState, entrypoint, exit_code_of, is_settled, meaning_of
 
 
 @pytest.mark.parametrize("code", sorted(set(MEANINGS) - {0}))
@@ -27,12 +27,11 @@ def test_exit_code_of_a_failed_job_is_that_of_its_command(code):
         ("SUCCEEDED", 0, None, 0),
         ("STOPPED", None, None, 143),
         ("FAILED", -15, None, 143),
-        ("FAILED", -9, None, 3),
-        ("FAILED", 137, None, 3),
-        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED", 3),
-        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", 3),
+        ("FAILED", -9, None, 75),
+        ("FAILED", 137, None, 75),
+        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED", 75),
+        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", 75),
         ("FAILED", None, "RUNTIME_ENV_SETUP_FAILURE", 2),
-        ("FAILED", NOT_INSTALLED, None, 2),
         ("FAILED", 99, None, 70),
     ],
 )
@@ -40,17 +39,29 @@ def test_exit_code_of_a_job_without_a_code_of_ours(status, driver_code, error_ty
     assert exit_code_of(status, driver_code, error_type) == code
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "settled", "said"),
+    [
+        ("tokenize a b", 0, True, "complete"),
+        ("tokenize a b", 1, False, "without a word"),
+        ("tokenize a b", 65, True, "data is wrong"),
+        ("tokenize a b", 74, False, "cannot be written"),
+        ("tokenize a b", 75, False, "incomplete"),
+        ("verify b", 1, True, "something was found"),
+        ("diff a b", 1, True, "something was found"),
+        ("certify b a", 1, True, "something was found"),
+    ],
+)
+def test_is_settled_by_what_a_code_means_of_the_command(command, code, settled, said):
+    job = JobState("job-1", command, "failed", True, code, "", 0.0, 1.0)
+    assert (is_settled(job), said in meaning_of(job)) == (settled, True)
+
+
 def run_line(arguments, python_path):
-    line = entrypoint(arguments).replace("python", shlex.quote(sys.executable), 2)
+    line = entrypoint(arguments).replace("python", shlex.quote(sys.executable), 1)
     return subprocess.run(
         ["/bin/sh", "-c", line], env={"PYTHONPATH": python_path}, cwd="/", capture_output=True, text=True, check=False
     )
-
-
-def test_entrypoint_tells_a_missing_package_from_wrong_data(tmp_path):
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "__init__.py").write_text("raise ImportError('not this one')")
-    assert run_line(["verify", "x"], str(tmp_path)).returncode == NOT_INSTALLED
 
 
 def test_entrypoint_passes_words_and_exit_code_on():
@@ -82,7 +93,7 @@ def test_submit_where_nothing_answers_can_be_tried_again(monkeypatch):
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
         result = CliRunner().invoke(app, ["submit", "--address", address, "verify", "x"])
-    assert result.exit_code == 3
+    assert result.exit_code == 75
     assert result.output.count("trying again for 60 s") == 1
     assert address in "".join(result.output.split())
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from bitwise_vae.config import ARKIT_GROUPS
 from jobs.demo.procedural_motion import motion_statistics, speech_motion

@@ -54,7 +54,6 @@ def test_check_deployment_needs_a_section():
         (["deploy.checkpoint=codec.pt"], "deploy.checkpoint: codec.pt lies on one machine"),
         (["export.clips=ids.txt"], "export.clips.include: ids.txt lies on one machine"),
         (["export.splits={by: file, file: splits.json}"], "export.splits.file: splits.json lies on one machine"),
-        (["run.estimate=plan.json"], "run.estimate: plan.json lies on one machine"),
         (["deploy.inputs=['memory://motion']"], "lies on one machine"),
         (["run.address=auto"], "run.address: auto, but the job runs on its own cluster"),
         (["deploy.secret=null"], "deploy.secret, deploy.identity: neither is given"),

@@ -98,7 +98,7 @@ def test_pods_have_it(tmp_path):
 def test_nodes_of_slurm_have_it():
     text = (DEPLOY / "slurm" / "tokenize.sh").read_text()
     assert text.index('eval "$settings"') < text.index("exec ray start")
-    assert re.search(r"^settings=\$\(python -m jobs\.ray_environment\) \|\| exit", text, re.MULTILINE)
+    assert re.search(r"^settings=\$\(python -m jobs\.session\.ray_environment\) \|\| exit", text, re.MULTILINE)
 
 
 def test_no_file_of_a_deployment_states_it_again():

@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.contract.carried import MAX_VALUE_BYTES, as_kind, fields_to_carry, kind_of_type, kind_of_value
 from pipeline.contract.schema import CARRIED_TYPES

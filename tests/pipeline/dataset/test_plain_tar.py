@@ -8,15 +8,14 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from pipeline.contract.columns import array_columns, token_schema
 from pipeline.contract.schema import CarriedKind
 from pipeline.contract.specs import CarriedColumn
 from pipeline.dataset.plain_tar import plain_table
 from pipeline.dataset.tar_members import END, members_of
-from pipeline.dataset.tar_shard import samples_of_tar, shard_to_tar
+from pipeline.dataset.tar_shard import rows_of_tar, shard_to_tar
 
 KINDS: dict[str, CarriedKind] = {
     "word": "string",
@@ -69,7 +68,7 @@ def read_plainly(data, codec, corpus):
 
 
 def read_by_sample(data, codec, corpus):
-    rows = [row for sample in samples_of_tar(bytes(data), codec, corpus, "s") for row in sample.rows]
+    rows = list(rows_of_tar(bytes(data), codec, corpus, "s"))
     return pa.Table.from_pylist(rows, schema=token_schema(codec, corpus))
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 
 import numpy as np
@@ -11,9 +10,7 @@ import pytest
 from pipeline.contract.columns import array_columns, token_schema
 from pipeline.contract.specs import AudioRule, CarriedColumn, FlipRule
 from pipeline.dataset.tar_shard import (
-    sample_edges,
     sample_key,
-    samples_of_tar,
     shard_to_tar,
     table_of_tar,
     window_bytes,
@@ -148,118 +145,6 @@ def test_window_bytes_counts_additional_arrays(make_codec, make_corpus):
     codec = make_codec(patch_nums=(1, 5, 25, 50, 100), code_dim=32)
     assert window_bytes(codec, make_corpus()) == 4096
     assert window_bytes(codec, make_corpus(emit=("latent",))) == 4096 + 512 + 6656
-
-
-def of_clips(table, *counts):
-    """A table whose rows are so many windows of each clip."""
-    names = [f"clip/{n}" for n, count in enumerate(counts) for _ in range(count)]
-    return table.set_column(0, table.schema.field(0), pa.array(names, pa.string()))
-
-
-@pytest.mark.parametrize(
-    ("starts", "windows_per_sample", "wanted"),
-    [
-        ([], 3, []),
-        ([range(0, 35, 5)], 3, [(0, 3), (3, 6), (6, 7)]),
-        ([(0, 5), (0, 5, 8), (0,)], 3, [(0, 2), (2, 5), (5, 6)]),
-        ([(0, 5), (0,)], 1, [(0, 1), (1, 2), (2, 3)]),
-        ([(0, 5), (10,)], 9, [(0, 2), (2, 3)]),
-        ([(0, 5, 15, 20, 25, 30)], 3, [(0, 2), (2, 5), (5, 6)]),
-    ],
-)
-def test_sample_edges_are_those_of_clips_gaps_and_full_samples(make_corpus, starts, windows_per_sample, wanted):
-    rows = [{"clip_id": str(clip), "start_frame": start} for clip, of in enumerate(starts) for start in of]
-    assert list(sample_edges(rows, windows_per_sample, make_corpus())) == wanted
-
-
-def test_sample_edges_know_no_gaps_without_a_window_rule():
-    rows = [{"clip_id": "a", "start_frame": start} for start in (0, 5, 900)]
-    assert list(sample_edges(rows, 3)) == [(0, 3)]
-
-
-def test_a_grouped_sample_stacks_what_its_windows_hold(make_codec, rich_corpus):
-    codec = make_codec()
-    table = of_clips(rich_tokens(codec, rich_corpus), 2, 1)
-    data = shard_to_tar(table, codec, rich_corpus, 4)
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        found = [(member.name.partition(".")[2], tar.extractfile(member).read()) for member in tar]
-        keys = list(dict.fromkeys(member.name.partition(".")[0] for member in tar))
-    assert keys == [sample_key("clip/0", 0), sample_key("clip/1", 10)]
-    arrays = ["prev.npy", "this.npy", "latent.npy", "flip_targets.npy", "flip_bits.npy", "decoded_prev.npy"]
-    sounds = ["prev_audio.0.npy", "prev_audio.1.npy", "this_audio.0.npy", "this_audio.1.npy"]
-    assert [name for name, _ in found[:11]] == [*arrays, *sounds, "json"]
-    assert [name for name, _ in found[11:]] == [*arrays, "prev_audio.0.npy", "this_audio.0.npy", "json"]
-    prev, this, latent = (np.load(io.BytesIO(content)) for _, content in found[:3])
-    assert (prev.dtype, prev.shape, prev[:, 0, 0].tolist()) == (np.uint8, (2, 8, 1), [0, 1])
-    assert this.tobytes() == b"".join(table["this_bits"].to_pylist()[:2])
-    assert (latent.dtype, latent.shape) == (np.float16, (2, 5, 8))
-    assert np.load(io.BytesIO(found[11][1])).shape == (1, 8, 1)
-    assert np.load(io.BytesIO(found[7][1])).tobytes() == table["prev_audio"][1].as_py()
-    assert json.loads(found[10][1]) == {
-        "audio_rate_hz": 16_000,
-        "clip_id": "clip/0",
-        "mood": [0.1, None],
-        "num_frames": 50,
-        "prev_valid_frames": [5, 5],
-        "source": "a.npz",
-        "speaker": None,
-        "start_frame": [0, 5],
-        "this_valid_frames": [5, 5],
-    }
-
-
-@pytest.mark.parametrize("windows_per_sample", [2, 3, 50])
-def test_grouped_samples_round_trip(make_codec, rich_corpus, windows_per_sample):
-    codec = make_codec()
-    plain = of_clips(tokens(7, token_schema(codec)), 5, 2)
-    data = shard_to_tar(plain, codec, None, windows_per_sample)
-    assert table_of_tar(data, codec, None, "s").equals(plain)
-    assert table_of_tar(data, codec, None, "s", windows_per_sample).equals(plain)
-    assert all(sample.is_grouped for sample in samples_of_tar(data, codec, None, "s"))
-    columns = rich_tokens(codec, rich_corpus)
-    clip_columns = {"speaker": ["anna"] * 3, "mood": [[0.5, None]] * 3}
-    for name, values in clip_columns.items():
-        at = columns.schema.get_field_index(name)
-        columns = columns.set_column(at, columns.schema.field(at), pa.array(values, columns.schema.field(at).type))
-    for encoding in ("int16", "flac"):  # the bytes of flac are opaque here
-        corpus = rich_corpus.model_copy(update={"audio": rich_corpus.audio.model_copy(update={"encoding": encoding})})
-        data = shard_to_tar(of_clips(columns, 3), codec, corpus, windows_per_sample)
-        assert table_of_tar(data, codec, corpus, "s", windows_per_sample).equals(of_clips(columns, 3))
-        bits = [*(field.name for field in token_schema(codec))]
-        assert table_of_tar(data, codec, None, "s").equals(of_clips(columns, 3).select(bits))
-
-
-def test_table_of_tar_finds_samples_of_other_windows(make_codec):
-    codec = make_codec()
-    table = of_clips(tokens(5, token_schema(codec)), 5)
-    tars = {size: shard_to_tar(table, codec, None, size) for size in (1, 2, 3)}
-    for held, data in tars.items():
-        for wanted in tars:
-            if wanted == held:
-                assert table_of_tar(data, codec, None, "s", wanted).equals(table)
-                continue
-            with pytest.raises(VerifyError, match=rf"s: its \d samples do not hold {wanted} windows of a clip each"):
-                table_of_tar(data, codec, None, "s", wanted)
-    ones = of_clips(tokens(2, token_schema(codec)), 1, 1)
-    with pytest.raises(VerifyError, match="do not hold 2 windows"):
-        table_of_tar(shard_to_tar(ones, codec), codec, None, "s", 2)  # one window each, but without an axis of windows
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        (b'"start_frame":[0,5]', b'"start_frame":[0]  ', "lists of one value a window"),
-        (b'"start_frame":[0,5]', b'"start_frame":[]   ', "lists of one value a window"),
-        (b'"prev_valid_frames":[5,5]', b'"prev_valid_frames":55555', "lists of one value a window"),
-        (b"'shape': (2, 8, 1)", b"'shape': (1, 8, 2)", "another shape"),
-        (b".this.npy", b".thus.npy", "wanted members"),
-    ],
-)
-def test_table_of_tar_finds_damage_in_grouped_samples(make_codec, old, new, message):
-    data = shard_to_tar(of_clips(tokens(2, token_schema(make_codec())), 2), make_codec(), None, 2)
-    assert data.count(old) >= 1
-    with pytest.raises(VerifyError, match=message):
-        table_of_tar(mended(data.replace(old, new, 1)), make_codec(), None, "s")
 
 
 def test_table_of_tar_finds_a_json_without_fields(make_codec):

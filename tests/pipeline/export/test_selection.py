@@ -4,8 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from pipeline.contract.specs import CarriedColumn, WindowRule
 from pipeline.errors import ConfigError, DataError, NoClipLeftError

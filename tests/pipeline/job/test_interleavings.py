@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from pipeline.contract.specs import Numerics
@@ -275,7 +274,7 @@ class TwoRuns(RuleBasedStateMachine):
     def nobody_fails(self):
         for run in self.runs.values():
             if run.is_over and run.error is not None and not run.is_killed:
-                assert getattr(run.error, "exit_code", None) == 3, repr(run.error)
+                assert getattr(run.error, "exit_code", None) == 75, repr(run.error)
 
     @invariant()
     def fragments_stand_as_they_were_created(self):

@@ -71,12 +71,6 @@ def tokens(tmp_path_factory: pytest.TempPathFactory, motion: Path, tiny_codec: P
 
 
 @pytest.fixture(scope="session")
-def grouped_tokens(tmp_path_factory: pytest.TempPathFactory, motion: Path, tiny_codec: Path) -> Path:
-    """The same windows, those of a clip by fours in the samples of the tars."""
-    return tokenize(motion, tmp_path_factory.mktemp("grouped") / "out", tiny_codec, "export.windows_per_sample=4")
-
-
-@pytest.fixture(scope="session")
 def shuffled_tokens(tmp_path_factory: pytest.TempPathFactory, motion: Path, tiny_codec: Path) -> Path:
     """The same windows, those of a clip scattered over all shards."""
     return tokenize(motion, tmp_path_factory.mktemp("shuffled") / "out", tiny_codec, "export.shuffle=global")

@@ -7,8 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from bitwise_vae.checkpoints.checkpoint import load_checkpoint
 from pipeline.dataset.manifest import read_manifest

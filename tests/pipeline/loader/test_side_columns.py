@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.errors import ConfigError
-from pipeline.loader import Ranks, Shuffle, TarStream, TokenDataset, TokenStream, collate
+from pipeline.loader import Ranks, Shuffle, TokenDataset, TokenStream, collate
 
 FRAMES, RATE_HZ, WINDOW = (23, 40, 61), 16_000, 5
 SAMPLES_A_FRAME = RATE_HZ // 25
@@ -97,11 +97,9 @@ def test_stored_arrays_are_those_of_the_columns(rich):
         assert batch[name].numpy().tobytes() == b"".join(row[name] for row in rows), name
 
 
-def test_samples_and_tars_hold_the_same_as_batches(rich):
+def test_samples_hold_the_same_as_batches(rich):
     dataset = TokenDataset(str(rich))
     for batch in DataLoader(dataset, 5, collate_fn=collate):
-        check(batch, dataset)
-    for batch in TarStream(str(rich), batch_size=5):
         check(batch, dataset)
         names = zip(batch["clip_id"], batch["start_frame"].tolist(), strict=True)
         whole = dataset.batch([dataset.find(clip_id, start) for clip_id, start in names])
@@ -161,7 +159,6 @@ def test_carried_numbers_that_some_clips_lack_are_lists_in_every_batch(gappy):
         TokenStream(dataset, 100, shuffle=Shuffle(groups=4), ranks=Ranks(even="exact")),
         TokenStream([dataset, dataset], 50, shuffle=Shuffle(groups=1)),
         DataLoader(dataset, 30, collate_fn=collate),
-        TarStream(str(output), batch_size=30),
         [dataset[:], TokenDataset(str(output), windows_per_sample=2)[:]],
     ]
     for stream in streams:

@@ -8,8 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.contract.schema import LEDGER_SCHEMA
 from pipeline.contract.specs import ExportSpec

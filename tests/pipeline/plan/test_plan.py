@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.plan.plan import gather_small, make_plan, plan_from_bytes, plan_to_bytes
 from pipeline.plan.units import group_units, listed_of, stamp_of, unit_from_json, unit_to_json

@@ -19,7 +19,7 @@ def test_check_dropped_allows_up_to_the_limit(limit):
 def test_check_dropped_names_counts_by_reason(limit, words):
     with pytest.raises(TooManyDroppedError) as caught:
         check_dropped(COUNTS, DROPS, limit)
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 65
     assert "10 of 200 clips are dropped (7 too_short, 3 frozen)" in str(caught.value)
     assert words in str(caught.value)
 

@@ -4,8 +4,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.export.selection import passing
 from pipeline.settings.where import MAX_LENGTH, Where, parse_where

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.contract.drop_reasons import ClipError, DropReason
 from pipeline.errors import ConfigError, StorageError

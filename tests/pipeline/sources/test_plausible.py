@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.contract.drop_reasons import ClipProblem, DropReason
 from pipeline.contract.specs import TokenSpec

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.contract.drop_reasons import ClipProblem, DropReason
 from pipeline.contract.specs import AudioRule, CarriedColumn

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from bitwise_vae import BitwiseVAEConfig, WindowEncoder, flip_pairs, pack_bits, random_checkpoint, unpack_bits
 from pipeline.contract.specs import FlipRule

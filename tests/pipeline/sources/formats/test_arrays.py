@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
 from pipeline.sources.clip import Part, PreparedClip, RawClip, prepare_clip

@@ -1,6 +1,7 @@
-"""Whether a job and the cluster that is asked for it fit together: numbers against numbers, before anything starts.
+"""Whether a job and the cluster that is asked for it fit together, as far as a mistake costs a night.
 
-Knows no manifest and starts nothing. A finding names the field, what was found, and what to write instead.
+What the API server refuses is left to it: `kubectl apply --dry-run=server`. Knows no manifest and starts nothing. A
+finding names the field, what was found, and what to write instead.
 """
 
 from __future__ import annotations
@@ -18,18 +19,8 @@ from pipeline.settings.deploy_config import DeployConfig, GroupConfig, PodConfig
 from pipeline.settings.job_config import JobConfig
 from pipeline.settings.run_config import RunConfig
 
-MIB, GIB = 1 << 20, 1 << 30
-READS_PER_CPU = 2  # a read task reserves half a CPU
-TASK_BYTES = 384 * MIB
-TASK_BYTES_PER_ROW_BYTE = 2.5  # 643 MiB were measured with rows of 128 MiB, kept between tasks: docs/benchmarks.md
-TOKENIZER_BYTES = 2 * GIB  # PyTorch with its libraries, pinned buffers, one unit cut to windows; a GPU's context
-NODE_BYTES = 1 * GIB  # Ray's own processes
-DRIVER_BYTES = 3 * GIB  # plan, index and gate; 0.6 KB a clip
-ROWS_PER_TOKENIZER = 6  # two in work, and twice as many waiting
-FRAME_BYTES = 424  # 106 numbers of motion; a codec of fewer makes more windows of a unit
-WINDOW_BYTES = 1461  # a window in a fragment
 STORE_SHARE = 0.9
-"""Of /dev/shm: what the object store may take, and of the store: what units may fill."""
+"""Of /dev/shm: what the object store may take."""
 
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[A-Za-z0-9_][A-Za-z0-9._-]*$")
 
@@ -54,15 +45,14 @@ def check_deployment(job: JobConfig) -> Checked:
         raise ConfigError("deploy: missing; say at least deploy.image, deploy.inputs, deploy.output, deploy.checkpoint")
     deploy = job.deploy
     checks: tuple[Callable[[JobConfig, DeployConfig], Iterator[str]], ...] = (
-        request_findings, _image_findings, credential_findings, _gpu_findings, _memory_findings, clock_findings,
-        grace_findings,
+        request_findings, _image_findings, credential_findings, _gpu_findings, clock_findings, grace_findings,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check(job, deploy)]
     if findings:
         raise ConfigError(
             "the job and its cluster do not fit together:\n" + "\n".join(f"- {line}" for line in findings)
         )
-    return Checked(job, deploy, longest_s(job, deploy))
+    return Checked(job, deploy, longest_s(job))
 
 
 def groups(deploy: DeployConfig) -> dict[str, GroupConfig]:
@@ -123,54 +113,3 @@ def _gpu_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
             f"run.workers: {workers}, but {given}, of which {pods - needed} pods would stand idle; say"
             f" deploy.tokenizers.max: {needed}, or more workers"
         )
-
-
-def _memory_findings(job: JobConfig, deploy: DeployConfig) -> Iterator[str]:
-    row = _row_bytes(job)
-    num_gpus = 0 if deploy.overlay == "cpu" else deploy.tokenizers.max * deploy.tokenizers.gpus
-    num_tokenizers = job.run.workers_on(num_gpus)
-    pods = groups(deploy)
-    for name, pod in pods.items():
-        key = f"deploy.{name}"
-        reads = READS_PER_CPU * pod.cpus
-        hosts = name == "tokenizers" or deploy.overlay == "cpu"
-        tokenizers = -(-num_tokenizers // pod.max) if hosts else 0
-        needed = NODE_BYTES + int(reads * (TASK_BYTES + TASK_BYTES_PER_ROW_BYTE * row)) + tokenizers * TOKENIZER_BYTES
-        if needed + num_bytes(pod.shm) > num_bytes(pod.memory):
-            yield (
-                f"{key}.memory: {pod.memory}, but {reads} tasks with rows of {_shown(row)} (units.bytes, run.row_bytes,"
-                f" window) and {tokenizers} tokenizers take {_shown(needed)} beside shm ({pod.shm}); say at least"
-                f" {_shown(needed + num_bytes(pod.shm))}, fewer cpus, or smaller rows"
-            )
-        if store_bytes(pod) * STORE_SHARE < reads * row:
-            yield (
-                f"{key}.shm: {pod.shm}, but {reads} read tasks put {_shown(reads * row)} there at once; say at least"
-                f" {_shown(reads * row / STORE_SHARE**2)}, or fewer cpus"
-            )
-    in_flight = num_tokenizers * ROWS_PER_TOKENIZER * row
-    store = sum(pod.max * store_bytes(pod) for pod in pods.values())
-    if store * STORE_SHARE < in_flight:
-        yield (
-            f"deploy.readers.shm: the object stores of all pods hold {_shown(store)}, but {num_tokenizers} tokenizers"
-            f" keep {ROWS_PER_TOKENIZER} rows each in flight, {_shown(in_flight)}; raise shm, or lower run.workers"
-        )
-    if num_bytes(deploy.head.shm) + NODE_BYTES + DRIVER_BYTES > num_bytes(deploy.head.memory):
-        yield (
-            f"deploy.head.memory: {deploy.head.memory}, but the job's own process and Ray's take"
-            f" {_shown(NODE_BYTES + DRIVER_BYTES)} beside shm ({deploy.head.shm}); say at least"
-            f" {_shown(NODE_BYTES + DRIVER_BYTES + num_bytes(deploy.head.shm))}"
-        )
-
-
-def _row_bytes(job: JobConfig) -> int:
-    """Return the size of a row where it is largest: as motion, a unit at least, or as tokens of overlapping windows."""
-    motion = max(job.units.bytes, job.run.row_bytes)
-    window = job.window
-    stride = window.stride or (50 if window.preset else 100)
-    grids = 1 + (window.phases if window.phases is not None else int(window.preset is not None))
-    return max(motion, motion // (FRAME_BYTES * stride) * grids * WINDOW_BYTES)
-
-
-def _shown(size: float) -> str:
-    """Write bytes as Kubernetes reads them, rounded up."""
-    return f"{-(-int(size) // GIB)}Gi" if size >= 8 * GIB else f"{-(-int(size) // MIB)}Mi"

@@ -27,7 +27,7 @@ def _group() -> None:
     epilog="[bold]Examples[/bold]\n\n"
     "  motion-tokens deploy render cluster/ --config run.yaml\n\n"
     "  motion-tokens deploy render cluster/ --config run.yaml --set deploy.overlay=gpu\n\n"
-    "Then look at it with kubectl kustomize cluster/, and start it with kubectl apply -k cluster/."
+    "Then have the cluster check it, kubectl apply --dry-run=server -k cluster/; kubectl apply -k cluster/ starts it."
 )
 def render(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write manifests for Kustomize.")],
@@ -43,5 +43,5 @@ def render(
         render_deployment(checked, folder)
         place = escape(shlex.quote(str(folder)))
         console.print(f"  manifests  {place}  ({checked.deploy.overlay}, {checked.deploy.start})", highlight=False)
-        console.print(f"  look at    kubectl kustomize {place}", highlight=False, soft_wrap=True)
+        console.print(f"  check it   kubectl apply --dry-run=server -k {place}", highlight=False, soft_wrap=True)
         console.print(f"  start it   kubectl apply -k {place}", highlight=False, soft_wrap=True)

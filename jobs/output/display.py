@@ -49,13 +49,7 @@ class Display(JobObserver):
         self._pace = Pace()
         self._shards = (0, 0)
         self._last_line = 0.0
-        self._progress = Progress(
-            TextColumn("{task.description:<16}"),
-            BarColumn(bar_width=46),
-            TaskProgressColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-        )
+        self._progress = stage_bar(console)
         self._bar = self._progress.add_task("starting", total=None)
         self._live: Live | None = None
 
@@ -176,6 +170,18 @@ def size_text(num_bytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def stage_bar(console: Console) -> Progress:
+    """Return the bar of a stage: its name, how far it is, and the time left."""
+    return Progress(
+        TextColumn("{task.description:<16}"),
+        BarColumn(bar_width=46),
+        TaskProgressColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        transient=True,
+    )
 
 
 def counted(count: int, noun: str) -> str:

@@ -5,11 +5,12 @@ Knows no Ray, torch or Arrow. RunConfig, which never changes a byte, stands in s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from pipeline.contract.schema import SCHEMA_VERSION, CarriedKind
+from pipeline.contract.schema import CONTRACT_KEY, SCHEMA_VERSION, CarriedKind
 from pipeline.hashing import canonical_json, digest_of
 from pipeline.settings.job_config import Emitted, SplitConfig
 
@@ -154,6 +155,15 @@ class Contract(_Spec):
     def spec(self) -> TokenSpec:
         """The part of the contract that names the token store."""
         return TokenSpec(codec=self.codec, corpus=self.corpus)
+
+    @property
+    def footer(self) -> dict[bytes, bytes]:
+        """Key and value under which a Parquet footer holds it."""
+        return {CONTRACT_KEY: canonical_json(self.model_dump(mode="json")).encode()}
+
+    def is_in(self, footer: Mapping[bytes, bytes] | None) -> bool:
+        """Return whether a Parquet footer holds this contract."""
+        return (footer or {}).items() >= self.footer.items()
 
     def differences(self, other: Contract) -> list[str]:
         """Return ``field: ours, theirs`` for every field that differs."""

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.dataset.manifest import Manifest, read_manifest, read_staged, read_version
+from pipeline.dataset.manifest import Manifest, read_staged, read_version, require_manifest
 from pipeline.dataset.paths import DEALT_PATH
 from pipeline.dataset.token_store import TokenStore
-from pipeline.errors import ActiveRunError, InputNotFoundError, OutputMismatchError
+from pipeline.errors import ActiveRunError, OutputMismatchError
 from pipeline.plan.plan import plan_from_bytes
 from pipeline.run.lease import active_run
 from pipeline.storage import Folder, StoredFile
@@ -89,9 +89,7 @@ def find_outdated(output: Folder, keep: int) -> Cleaning:
         OutputMismatchError: dataset.json is not one of ours.
         VerifyError: a kept version or its plan cannot be read.
     """
-    current = read_manifest(output)
-    if current is None:
-        raise InputNotFoundError(f"{output} holds no dataset.json: name the folder that tokenize wrote")
+    current = require_manifest(output)
     files = output.list_files()
     published_at = _publications(output, files)
     staged = read_staged(output)

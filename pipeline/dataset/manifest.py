@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.contract.schema import SCHEMA_VERSION
 from pipeline.contract.specs import Contract
 from pipeline.dataset.paths import MANIFEST_PATH, STAGED_PATH
-from pipeline.errors import OutputMismatchError, VerifyError
+from pipeline.errors import InputNotFoundError, OutputMismatchError, VerifyError
 from pipeline.storage import Folder
 
 _VERSION_URL = re.compile(r"(.+)/versions/([0-9a-f]{16})\.json")
@@ -130,6 +130,23 @@ def read_manifest(output: Folder) -> Manifest | None:
     except (ValidationError, ValueError) as error:
         finding = f"is not a token dataset's: {str(error).splitlines()[0]}"
     raise OutputMismatchError(f"{output}/{MANIFEST_PATH} {finding}; name another folder")
+
+
+def require_manifest(output: Folder, version: str | None = None) -> Manifest:
+    """Return the manifest of a dataset.
+
+    Args:
+        version: an earlier one; the published one where it is not given.
+
+    Raises:
+        InputNotFoundError: there is no dataset.
+        OutputMismatchError: dataset.json is not one of ours, or of another schema version.
+        VerifyError: the version is missing or damaged.
+    """
+    manifest = read_manifest(output) if version is None else read_version(output, version)
+    if manifest is None:
+        raise InputNotFoundError(f"{output} holds no dataset.json: name the folder that tokenize wrote")
+    return manifest
 
 
 def read_version(output: Folder, version: str) -> Manifest:

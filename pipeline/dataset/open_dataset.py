@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.contract.schema import BITS_COLUMNS
 from pipeline.contract.specs import CodecSpec
 from pipeline.dataset.counts import array_of
-from pipeline.dataset.manifest import Manifest, ShardFile, read_beside, read_manifest, read_version
+from pipeline.dataset.manifest import Manifest, ShardFile, read_beside, require_manifest
 from pipeline.dataset.paths import WINDOW_INDEX_PATH
 from pipeline.dataset.tar_shard import table_of_tar
 from pipeline.errors import InputNotFoundError, VerifyError
@@ -107,9 +107,7 @@ def open_dataset(folder: Folder, version: str | None = None) -> OpenDataset:
         OutputMismatchError: dataset.json is not one of ours.
         VerifyError: the version or its index is missing or damaged.
     """
-    manifest = read_manifest(folder) if version is None else read_version(folder, version)
-    if manifest is None:
-        raise InputNotFoundError(f"{folder} holds no dataset.json: name the folder that tokenize wrote")
+    manifest = require_manifest(folder, version)
     try:
         clips = pq.read_table(io.BytesIO(read_beside(folder, manifest, "index/clips.parquet")))
     except pa.ArrowException as error:

@@ -11,12 +11,10 @@ import pyarrow.parquet as pq
 
 from pipeline.contract.schema import (
     BITS_COLUMNS,
-    CONTRACT_KEY,
     TOKEN_ROW_GROUP_BYTES,
     TOKEN_ROW_GROUP_ROWS,
 )
 from pipeline.contract.specs import Contract
-from pipeline.hashing import canonical_json
 
 
 def shard_to_parquet(tokens: pa.Table, contract: Contract, group_rows: int = TOKEN_ROW_GROUP_ROWS) -> bytes:
@@ -25,8 +23,7 @@ def shard_to_parquet(tokens: pa.Table, contract: Contract, group_rows: int = TOK
     Args:
         group_rows: rows of a row group at most.
     """
-    footer = {CONTRACT_KEY: canonical_json(contract.model_dump(mode="json")).encode()}
-    return tokens_to_parquet(tokens, footer, group_rows)
+    return tokens_to_parquet(tokens, contract.footer, group_rows)
 
 
 def tokens_to_parquet(

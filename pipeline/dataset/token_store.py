@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.contract.schema import (
-    CONTRACT_KEY,
     LEDGER_KEY,
     LEDGER_SCHEMA,
 )
@@ -34,11 +33,8 @@ LEDGERS_AT_ONCE = 64
 
 def fragment_to_bytes(tokens: pa.Table, ledger: pa.Table, contract: Contract) -> bytes:
     """Return a fragment: token rows, and in its footer the contract and the ledger of its clips."""
-    footer = {
-        CONTRACT_KEY: canonical_json(contract.model_dump(mode="json")).encode(),
-        LEDGER_KEY: base64.b64encode(table_to_ipc(ledger.cast(LEDGER_SCHEMA))),
-    }
-    return tokens_to_parquet(tokens, footer)
+    footer = {LEDGER_KEY: base64.b64encode(table_to_ipc(ledger.cast(LEDGER_SCHEMA)))}
+    return tokens_to_parquet(tokens, contract.footer | footer)
 
 
 @dataclass(frozen=True)

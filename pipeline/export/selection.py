@@ -10,19 +10,20 @@ import ast
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.contract.schema import CARRIED_TYPES, CarriedKind
 from pipeline.contract.specs import Contract, CorpusSpec, ExportSpec
 from pipeline.contract.windows import valid_frames, window_starts
 from pipeline.errors import ConfigError, DataError
 from pipeline.export.clips import CLIPS_AT_ONCE, ClipTable, Spans, texts_of, with_values
 from pipeline.export.splits import split_shares
-from pipeline.settings.where import Where, constant, unknown_column
+from pipeline.settings.where import WINDOW_COLUMNS, Where, constant, unknown_column
 from pipeline.sources.clip_filter import ClipFilter
 
 CLIP_KINDS = {"clip_id": "string", "source": "string", "num_frames": "int64"}
@@ -63,10 +64,12 @@ def check_columns(export: ExportSpec, corpus: CorpusSpec) -> None:
         ConfigError: they ask for another one, or for one of another kind.
     """
     kinds = {**CLIP_KINDS, **{column.name: column.kind for column in corpus.carry}}
+    where = Where(export.where)
     try:
-        Where(export.where).check(kinds)
+        where.check_names(list(kinds))
     except ValueError as error:
         raise ConfigError(f"export.where: {error}") from error
+    _check_kinds(where, {**kinds, **dict.fromkeys(WINDOW_COLUMNS, "int64")})
     by = export.splits.by
     if by == "file":
         return
@@ -74,6 +77,21 @@ def check_columns(export: ExportSpec, corpus: CorpusSpec) -> None:
         raise ConfigError(f"export.splits.by: {unknown_column(by, [*kinds, 'file'])}")
     if kinds[by].startswith("list"):
         raise ConfigError(f"export.splits.by: {by!r} holds lists: name a column of single values")
+
+
+def _check_kinds(where: Where, kinds: Mapping[str, str]) -> None:
+    """Ask every term about no rows: Arrow says which values do not go together."""
+    columns = {name: pa.array([], CARRIED_TYPES[cast(CarriedKind, kind)]) for name, kind in kinds.items()}
+    for term in [*where.clip_terms, *where.window_terms]:
+        try:
+            passing([term], columns, 0)
+        except (pa.ArrowException, TypeError) as error:
+            asked = {node.id for node in ast.walk(term) if isinstance(node, ast.Name)}
+            found = ", ".join(f"{name} is {kinds[name]}" for name in sorted(asked))
+            said = str(error).splitlines()[0]
+            raise ConfigError(
+                f"export.where: {ast.unparse(term)!r} asks for other kinds of values: {found} ({said})"
+            ) from error
 
 
 def judge_clips(
@@ -218,7 +236,10 @@ def passing(terms: Sequence[ast.expr], columns: Mapping[str, pa.Array], num_rows
     """Return the rows for which every term is true; one that is neither true nor false for want of a value is not."""
     kept = np.ones(num_rows, np.bool_)
     for term in terms:
-        kept &= np.asarray(pc.fill_null(_truth(term, columns), False), np.bool_)
+        truth = _truth(term, columns)
+        if not pa.types.is_boolean(truth.type):
+            raise pa.ArrowTypeError(f"{truth.type} is neither true nor false")
+        kept &= np.asarray(pc.fill_null(truth, False), np.bool_)
     return kept
 
 
@@ -256,7 +277,8 @@ def _compared(left: ast.expr, operator: ast.cmpop, right: ast.expr, columns: Map
         found = _contained(left, right, columns)
         return found if isinstance(operator, ast.In) else pc.invert(found)
     sides = [_operand(left, columns), _operand(right, columns)]
-    if any(pa.types.is_floating(side.type) for side in sides):  # whole numbers beyond 2**53 become the nearest
+    are_numbers = all(_is_number(side.type) for side in sides)
+    if are_numbers and any(pa.types.is_floating(side.type) for side in sides):  # beyond 2**53 to the nearest
         sides = [pc.cast(side, pa.float64(), safe=False) for side in sides]
     return _COMPARISONS[type(operator)](*sides)
 
@@ -267,13 +289,20 @@ def _contained(left: ast.expr, right: ast.expr, columns: Mapping[str, pa.Array])
     column = _operand(left, columns)
     items = right.elts if isinstance(right, ast.List | ast.Tuple | ast.Set) else []
     values = [constant(item) for item in items]
-    if isinstance(values[0], str | bool):
-        kind = pa.array(values[:1]).type
-    else:
-        is_whole = pa.types.is_integer(column.type) and all(isinstance(value, int) for value in values)
-        kind = pa.int64() if is_whole else pa.float64()
-    found = pc.is_in(pc.cast(column, kind, safe=False), value_set=pa.array(values, kind))
+    wanted = pa.array(values)
+    if _is_number(column.type) and _is_number(wanted.type):
+        is_whole = pa.types.is_integer(column.type) and pa.types.is_integer(wanted.type)
+        column, wanted = (side.cast(pa.int64() if is_whole else pa.float64(), safe=False) for side in (column, wanted))
+    elif pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if column.type != wanted.type:
+        raise pa.ArrowTypeError(f"{wanted.type} in the list, {column.type} in the column")
+    found = pc.is_in(column, value_set=wanted)
     return pc.if_else(pc.is_valid(column), found, pa.scalar(None, pa.bool_()))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _operand(node: ast.expr, columns: Mapping[str, pa.Array]) -> pa.Array | pa.Scalar:

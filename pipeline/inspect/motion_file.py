@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.contract.drop_reasons import ClipError, ClipProblem
 from pipeline.contract.resolve import codec_to_be, corpus_spec
 from pipeline.settings.job_config import JobConfig
-from pipeline.sources.clip import MeasurableClip, clip_to_measure
+from pipeline.sources.clip import RawClip, clip_to_measure
 from pipeline.sources.formats.arrays import HEADER_FAULTS, HEADER_READERS, ZIP_FAULTS
 from pipeline.sources.registry import cut_file, format_of, read_part
 from pipeline.stages.measure import UnitStatistics
@@ -47,7 +47,7 @@ class MotionGlimpse:
     """What was found; grows clip by clip."""
 
     statistics: UnitStatistics = field(default_factory=lambda: UnitStatistics("", 0))
-    clips: list[MeasurableClip] = field(default_factory=list)
+    clips: list[RawClip] = field(default_factory=list)
     """The first few."""
     problems: list[ClipProblem] = field(default_factory=list)
     """The first few."""

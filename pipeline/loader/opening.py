@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.contract.specs import CodecSpec, Contract
-from pipeline.dataset.manifest import Manifest, read_manifest, read_version, split_version
+from pipeline.dataset.manifest import Manifest, require_manifest, split_version
 from pipeline.errors import ContractMismatchError, InputNotFoundError, OutputMismatchError
 from pipeline.hashing import canonical_json
 from pipeline.storage import Folder
@@ -29,9 +29,7 @@ def open_published(url: str, storage_options: Mapping[str, Any] | None = None) -
     """
     place, version = split_version(url)
     folder = Folder(place, storage_options)
-    manifest = read_manifest(folder) if version is None else read_version(folder, version)
-    if manifest is None:
-        raise InputNotFoundError(f"{folder} holds no dataset.json: name the folder that tokenize wrote")
+    manifest = require_manifest(folder, version)
     if manifest.status == "staged":
         raise OutputMismatchError(
             f"{folder} is staged, not published: its gate failed; report/report.html in it says why, and the same"

@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.contract.columns import array_columns
-from pipeline.contract.schema import CONTRACT_KEY, RESERVED_COLUMNS
+from pipeline.contract.schema import RESERVED_COLUMNS
 from pipeline.contract.specs import Contract
 from pipeline.dataset.manifest import ShardFile
 from pipeline.errors import ConfigError, VerifyError
-from pipeline.hashing import canonical_json
 from pipeline.storage import Folder, StoredFile
 
 Check = Literal["auto", "size", "sha256"]
@@ -300,8 +299,7 @@ class RowGroups:
             raise self._gone(shard) from error
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._altered(shard, f"its footer cannot be read ({error})") from error
-        wanted = canonical_json(self._contract.model_dump(mode="json")).encode()
-        if (footer.metadata or {}).get(CONTRACT_KEY) != wanted:
+        if not self._contract.is_in(footer.metadata):
             raise self._altered(shard, "the contract in its footer is not the one in dataset.json")
         if footer.num_rows != shard.windows:
             raise self._altered(shard, f"wanted {shard.windows} windows, found {footer.num_rows}")

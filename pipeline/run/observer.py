@@ -5,7 +5,7 @@ Knows nothing but counts and names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.plan.plan import Plan
 from pipeline.run.account import UnitAccount
@@ -55,59 +55,14 @@ class Audience(JobObserver):
 
     def __init__(self, observers: Sequence[JobObserver]) -> None:
         """Args: observers: in the order in which they are told."""
-        self._observers = tuple(observers)
+        for name in vars(JobObserver):
+            if name.startswith("on_"):
+                setattr(self, name, _told_all([getattr(observer, name) for observer in observers]))
 
-    def on_stage(self, name: str) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_stage(name)
 
-    def on_plan(self, plan: Plan, num_done: int, num_skipped: int) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_plan(plan, num_done, num_skipped)
+def _told_all(listeners: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*event: object) -> None:
+        for listener in listeners:
+            listener(*event)
 
-    def on_wait(self, other: Heartbeat) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_wait(other)
-
-    def on_begun(self, num_windows: int, num_bytes: int) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_begun(num_windows, num_bytes)
-
-    def on_windows(self, num_windows: int) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_windows(num_windows)
-
-    def on_account(self, account: UnitAccount) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_account(account)
-
-    def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_unknown_ids(setting, ids)
-
-    def on_lost_tokenizers(self, limit_s: float) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_lost_tokenizers(limit_s)
-
-    def on_flow(self, flow: Flow) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_flow(flow)
-
-    def on_layout(self, num_shards: int, num_windows: int) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_layout(num_shards, num_windows)
-
-    def on_shard(self, path: str) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.on_shard(path)
+    return tell

@@ -5,51 +5,13 @@ Knows no manifest: jobs/deploy/ fills them from it. Nothing here changes a byte 
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.settings.run_config import Section
 
 _UNITS = {"Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
-_LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-_PART = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-_PATH = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*"
-
-
-def _written_as(pattern: str, longest: int, advice: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if len(value) > longest or not re.fullmatch(pattern, value):
-            raise ValueError(advice)
-        return value
-
-    return AfterValidator(check)
-
-
-Namespace = Annotated[str, _written_as(_LABEL, 63, "write lower-case letters, digits and - between them, 63 at most")]
-Name = Annotated[
-    str,
-    _written_as(
-        rf"{_LABEL}(\.{_LABEL})*", 253, "write lower-case letters, digits, and - and . between them: motion-s3"
-    ),
-]
-"""Of an object in Kubernetes."""
-Key = Annotated[
-    str, _written_as(rf"({_LABEL}(\.{_LABEL})*/)?{_PART}", 317, "write NAME or domain.example/NAME, NAME of 63 at most")
-]
-"""Of a label or an annotation."""
-LabelValue = Annotated[
-    str, _written_as(f"({_PART})?", 63, "write letters, digits, and -, _ and . between them, 63 at most")
-]
-Image = Annotated[
-    str,
-    _written_as(
-        rf"([A-Za-z0-9.-]+(:\d+)?/)?{_PATH}(/{_PATH})*(:\w[\w.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?",
-        512,
-        "write registry.example/name:version, the name in lower case, or with @sha256:..",
-    ),
-]
 Quantity = Annotated[str, Field(pattern=r"^[1-9]\d*(Mi|Gi|Ti)$")]
 """Memory as Kubernetes writes it: 512Mi, 32Gi."""
 
@@ -65,7 +27,7 @@ class PodConfig(Section):
     cpus: int = Field(8, ge=1, description="CPUs")
     memory: Quantity = Field("32Gi", description="memory, shm included")
     shm: Quantity = Field("12Gi", description="/dev/shm, where Ray's object store lies")
-    node_selector: dict[Key, LabelValue] = Field({}, description="labels of the nodes it may run on")
+    node_selector: dict[str, str] = Field({}, description="labels of the nodes it may run on")
 
     @model_validator(mode="after")
     def _memory_holds_shm(self) -> Self:
@@ -105,19 +67,19 @@ class GpuGroupConfig(GroupConfig):
 class DeployConfig(Section):
     """What manifests are filled with."""
 
-    image: Image = Field(description="image of this project, with a version or digest")
+    image: str = Field(description="image of this project, with a version or digest")
     inputs: tuple[str, ...] = Field(min_length=1, description="inputs of the job, as tokenize takes them")
     output: str = Field(min_length=1, description="output of the job")
     checkpoint: str = Field(min_length=1, description="codec of the job")
     arguments: tuple[str, ...] = Field((), description="options that no key says: [--preset, artalk]")
     overlay: Literal["cpu", "gpu", "autoscaling"] = Field("cpu", description="what the cluster has")
     start: Literal["once", "nightly", "standing"] = Field("once", description="how the job starts")
-    namespace: Namespace = Field("motion-tokens", description="of everything; one deployment each")
+    namespace: str = Field("motion-tokens", description="of everything; one deployment each")
     schedule: str = Field("0 22 * * *", description="when it starts: minute, hour, day, month, weekday")
     time_zone: str = Field("Etc/UTC", description="of schedule and run.deadline")
-    secret: Name | None = Field(None, description="name of the Secret with the keys of the object store")
-    identity: dict[Key, str] = Field({}, description="or annotations of the service account, for workload identity")
-    labels: dict[Key, LabelValue] = Field({}, description="labels of Ray's pods, as some workload identities want")
+    secret: str | None = Field(None, description="name of the Secret with the keys of the object store")
+    identity: dict[str, str] = Field({}, description="or annotations of the service account, for workload identity")
+    labels: dict[str, str] = Field({}, description="labels of Ray's pods, as some workload identities want")
     grace_s: int = Field(60, ge=1, description="seconds between SIGTERM and SIGKILL of a pod")
     retries: int = Field(0, ge=0, description="tries of a failed job, beyond the first")
     head: HeadConfig = HeadConfig()

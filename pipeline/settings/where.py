@@ -10,7 +10,7 @@ import ast
 import difflib
 import keyword
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,20 +22,6 @@ WINDOW_COLUMNS = ("start_frame", "prev_valid_frames", "this_valid_frames")
 BESIDE_WINDOWS = ("num_frames", "source")
 """Columns of clips that may stand in one term with those of windows: the index knows them too."""
 
-_KINDS = {"string": "text", "bool": "true or false", "int64": "number", "float64": "number"}
-_ORDERED = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-_SIGNS: dict[type[ast.cmpop], str] = {
-    ast.Eq: "==",
-    ast.NotEq: "!=",
-    ast.Lt: "<",
-    ast.LtE: "<=",
-    ast.Gt: ">",
-    ast.GtE: ">=",
-    ast.In: "in",
-    ast.NotIn: "not in",
-    ast.Is: "is",
-    ast.IsNot: "is not",
-}
 _SPELLING = "write it as in Python, for example \"speaker == 'anna' and num_frames > 500\", with ==, and, or, not, in"
 
 
@@ -64,21 +50,16 @@ class Where:
         """The columns of clips that the terms for clips ask for, sorted."""
         return sorted({name for term in self.clip_terms for name in _names(term)})
 
-    def check(self, kinds: Mapping[str, str]) -> None:
-        """Compare the filter with the columns that there are.
-
-        Args:
-            kinds: column of clips -> kind of its values (string, bool, int64, float64, or a list of them).
+    def check_names(self, columns: Sequence[str]) -> None:
+        """Compare the filter with the columns of clips that there are.
 
         Raises:
-            ValueError: a column is unknown, or compared with a value of another kind.
+            ValueError: it asks for another one.
         """
-        known = {**kinds, **dict.fromkeys(WINDOW_COLUMNS, "int64")}
-        for term in self._terms:
-            for name in sorted(_names(term)):
-                if name not in known:
-                    raise ValueError(unknown_column(name, list(known)))
-            _check_kinds(term, known)
+        known = [*columns, *WINDOW_COLUMNS]
+        for name in sorted({name for term in self._terms for name in _names(term)}):
+            if name not in known:
+                raise ValueError(unknown_column(name, known))
 
     @cached_property
     def _terms(self) -> list[ast.expr]:
@@ -115,7 +96,7 @@ def parse_where(text: str) -> Where:
                 f"{ast.unparse(term)!r} mixes columns of windows with {', '.join(sorted(others))}: join them with `and`"
                 f" only (beside columns of windows stand {' and '.join(BESIDE_WINDOWS)})"
             )
-    return Where(_spelled(tree))
+    return Where(ast.unparse(_Spelling().visit(tree)))
 
 
 def _tree_of(text: str) -> ast.expr:
@@ -144,36 +125,21 @@ class _Columns(ast.NodeTransformer):
         return node
 
 
-def _spelled_column(name: str) -> str:
-    is_plain = all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split("."))
-    return name if is_plain else f"column({name!r})"
+class _Spelling(ast.NodeTransformer):
+    """Puts a checked expression into its one spelling: terms joined flat, values in square brackets. Built for one."""
 
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
+        return ast.BoolOp(node.op, [self.visit(part) for part in _parts(node, type(node.op))])
 
-def _spelled(node: ast.AST) -> str:
-    """Return the one spelling of an expression that was checked."""
-    match node:
-        case ast.BoolOp(op=operator):
-            word = "and" if isinstance(operator, ast.And) else "or"
-            is_inner = isinstance(operator, ast.And)  # `and` binds closer than `or`
-            parts = [
-                f"({_spelled(part)})" if is_inner and isinstance(part, ast.BoolOp) else _spelled(part)
-                for part in _parts(node, type(operator))
-            ]
-            return f" {word} ".join(parts)
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return f"not ({_spelled(operand)})" if isinstance(operand, ast.BoolOp) else f"not {_spelled(operand)}"
-        case ast.Compare():
-            pairs = zip(node.ops, node.comparators, strict=True)
-            return " ".join([_spelled(node.left), *(f"{_SIGNS[type(sign)]} {_spelled(side)}" for sign, side in pairs)])
-        case ast.Call(func=ast.Attribute(value=column, attr=name), args=[text]):
-            return f"{_spelled(column)}.{name}({_spelled(text)})"
-        case ast.List() | ast.Tuple() | ast.Set():
-            return f"[{', '.join(_spelled(item) for item in node.elts)}]"
-        case ast.Name(id=name):
-            return _spelled_column(name)
-        case ast.Constant(value=None):
-            return "None"
-    return repr(constant(node))
+    def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
+        return ast.List(node.elts, ast.Load())
+
+    def visit_Set(self, node: ast.Set) -> ast.AST:
+        return ast.List(node.elts, ast.Load())
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        is_plain = all(part.isidentifier() and not keyword.iskeyword(part) for part in node.id.split("."))
+        return node if is_plain else ast.Call(ast.Name("column"), [ast.Constant(node.id)], [])
 
 
 def _parts(node: ast.expr, operator: type[ast.boolop]) -> Iterator[ast.expr]:
@@ -265,51 +231,6 @@ def constant(node: ast.AST) -> str | int | float | bool:
             raise ValueError("a number is too large: numbers lie below 1.8e308")
         return sign * value
     raise ValueError(f"{ast.unparse(node)!r} is no text, number, True or False; ask for None with `is None`")
-
-
-def _check_kinds(node: ast.expr, kinds: Mapping[str, str]) -> None:
-    if isinstance(node, ast.BoolOp):
-        for value in node.values:
-            _check_kinds(value, kinds)
-    elif isinstance(node, ast.UnaryOp):
-        _check_kinds(node.operand, kinds)
-    elif isinstance(node, ast.Name) and kinds[node.id] != "bool":
-        raise ValueError(f"{node.id!r} is {_kind_of(node, kinds)} and stands alone: compare it with a value")
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        _require_same([node.func.value, node.args[0]], kinds, node)
-    elif isinstance(node, ast.Compare):
-        left = node.left
-        for operator, right in zip(node.ops, node.comparators, strict=True):
-            if not isinstance(operator, ast.Is | ast.IsNot):
-                items = right.elts if isinstance(right, ast.List | ast.Tuple | ast.Set) else [right]
-                found = _require_same([left, *items], kinds, node)
-                if isinstance(operator, _ORDERED) and found == _KINDS["bool"]:
-                    raise ValueError(f"{ast.unparse(node)!r}: true and false have no order: use == or !=")
-            left = right
-
-
-def _require_same(nodes: list[ast.expr], kinds: Mapping[str, str], around: ast.expr) -> str:
-    """Return the kind that all of some nodes share.
-
-    Raises:
-        ValueError: they differ, or are lists.
-    """
-    found = [_kind_of(node, kinds) for node in nodes]
-    if len(set(found)) > 1:
-        which = ", ".join(f"{ast.unparse(node)} is {kind}" for node, kind in zip(nodes[:4], found, strict=False))
-        raise ValueError(f"{ast.unparse(around)!r} compares values of other kinds: {which}")
-    if isinstance(around, ast.Call) and found[0] != _KINDS["string"]:
-        raise ValueError(f"{ast.unparse(around)!r} asks for text, and {ast.unparse(nodes[0])} is {found[0]}")
-    if found[0] not in _KINDS.values():
-        raise ValueError(f"{ast.unparse(around)!r}: {ast.unparse(nodes[0])} is a {found[0]}: ask for `is None` only")
-    return found[0]
-
-
-def _kind_of(node: ast.expr, kinds: Mapping[str, str]) -> str:
-    if isinstance(node, ast.Name):
-        return _KINDS.get(kinds[node.id], kinds[node.id])
-    value = constant(node)
-    return _KINDS["bool" if isinstance(value, bool) else "string" if isinstance(value, str) else "float64"]
 
 
 def _shown(node: ast.expr, text: str) -> str:

@@ -107,17 +107,6 @@ class PreparedClip:
     audio: ClipAudio | None = None
 
 
-@dataclass(frozen=True)
-class MeasurableClip:
-    """Motion to be measured, (frames, dims) float32, C-contiguous; it may hold NaN and infinity."""
-
-    clip_id: str
-    source: str
-    where: str
-    motion: npt.NDArray[np.float32]
-    fps: float | None
-
-
 def qualified(input_name: str, text: str) -> str:
     """Return an id or path with the input's name before it, if it has one."""
     return f"{input_name}/{text}" if input_name else text
@@ -211,7 +200,7 @@ def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> Prepared
     return PreparedClip(raw.clip_id, raw.source, raw.where, motion, digest, carried, audio)
 
 
-def clip_to_measure(raw: RawClip, corpus: CorpusSpec, fps: float | None) -> MeasurableClip | ClipProblem:
+def clip_to_measure(raw: RawClip, corpus: CorpusSpec, fps: float | None) -> RawClip | ClipProblem:
     """Return the clip with columns selected and float32, whatever its dims and numbers, or why it has none.
 
     Args:
@@ -227,12 +216,12 @@ def clip_to_measure(raw: RawClip, corpus: CorpusSpec, fps: float | None) -> Meas
         with np.errstate(over="ignore", invalid="ignore"):
             if fps is not None and rate is not None and rate != fps:
                 _check_resampled_size(selected, rate, fps)
-                return MeasurableClip(raw.clip_id, raw.source, raw.where, resample(selected, rate, fps), fps)
+                return replace(raw, motion=resample(selected, rate, fps), fps=fps)
             motion = np.ascontiguousarray(selected, dtype=np.float32)
     except ClipError as error:
         clip_id = printable(raw.clip_id)[:MAX_CLIP_ID_CHARS]
         return ClipProblem(clip_id, raw.source, raw.where, error.reason, short(error.detail))
-    return MeasurableClip(raw.clip_id, raw.source, raw.where, motion, rate)
+    return replace(raw, motion=motion, fps=rate)
 
 
 def resample(motion: npt.NDArray[Any], fps_in: float, fps_out: float) -> npt.NDArray[np.float32]:

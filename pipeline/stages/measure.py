@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.contract.drop_reasons import ClipProblem, DropReason
 from pipeline.hashing import canonical_json
 from pipeline.plan.units import Unit
-from pipeline.sources.clip import MeasurableClip, clip_to_measure, motion_digest
+from pipeline.sources.clip import RawClip, clip_to_measure, motion_digest
 from pipeline.sources.plausible import frozen_run
 from pipeline.stages.moments import MOMENT_FIELDS, Moments, merged, moments_of, no_moments
 from pipeline.stages.read import UnitReader
@@ -47,7 +47,7 @@ class ClipTally:
     lengths: Counter[int] = field(default_factory=Counter)
     """Clips by the bin of their length."""
 
-    def add(self, clip: MeasurableClip) -> None:
+    def add(self, clip: RawClip) -> None:
         """Count a clip in."""
         frames = len(clip.motion)
         moments = moments_of(clip.motion)
@@ -152,11 +152,11 @@ class UnitMeasurer:
         self.reader.check_unchanged(unit)
         return found
 
-    def _clips(self, unit: Unit) -> Iterator[MeasurableClip | ClipProblem]:
+    def _clips(self, unit: Unit) -> Iterator[RawClip | ClipProblem]:
         corpus = self.reader.spec.corpus
         for raw in self.reader.raw_clips(unit):
             clip = raw if isinstance(raw, ClipProblem) else clip_to_measure(raw, corpus, self.fps)
-            if isinstance(clip, MeasurableClip) and corpus.max_frozen_frames is not None:
+            if isinstance(clip, RawClip) and corpus.max_frozen_frames is not None:
                 fault = frozen_run(clip.motion, corpus.max_frozen_frames)
                 if fault:
                     clip = ClipProblem(clip.clip_id, clip.source, clip.where, DropReason.FROZEN, fault)

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.columns import token_schema
-from pipeline.contract.schema import CONTRACT_KEY
 from pipeline.contract.specs import Contract
 from pipeline.contract.windows import valid_frames
 from pipeline.dataset.manifest import ShardFile
@@ -43,8 +42,7 @@ def content_of_parquet(data: bytes, contract: Contract) -> ShardContent:
         VerifyError: its contract or columns are not the dataset's.
     """
     file = pq.ParquetFile(pa.BufferReader(data))
-    wanted = canonical_json(contract.model_dump(mode="json")).encode()
-    if (file.metadata.metadata or {}).get(CONTRACT_KEY) != wanted:
+    if not contract.is_in(file.metadata.metadata):
         raise VerifyError("the contract in the footer is not the dataset's")
     return _content_of_rows(file.read(), contract)
 

@@ -90,7 +90,7 @@ class Trial:
         allowed = {0, *ALLOWED_EXITS[self.harm.kind]}
         if self.harm.kind.startswith("term") and not self.disturbed.is_begun:
             allowed.add(-15)  # before Python could set a handler
-        return first in allowed and set(others) <= {0, 3} and self.exits[-1] == 0
+        return first in allowed and set(others) <= {0, 75} and self.exits[-1] == 0
 
     @property
     def is_good(self) -> bool:

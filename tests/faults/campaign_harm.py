@@ -26,7 +26,7 @@ ALLOWED_EXITS = {
     "term": (143,),
     "term_group": (143,),
     "kill_actor": (75,),
-    "kill_worker": (75,),
+    "kill_worker": (1, 75),
     "remove_node": (75,),
     "s3_restart": (75,),
 }

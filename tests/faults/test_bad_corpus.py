@@ -187,7 +187,7 @@ def make_all_bad(folder):
         (make_links, 2, "holds no file"),
         (make_pipe, 2, "holds no file"),
         (make_latin_name, 2, "not UTF-8: rename it"),
-        (make_all_bad, 1, "unreadable"),
+        (make_all_bad, 65, "unreadable"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -90,7 +90,7 @@ def test_a_trial_is_good_with_a_promised_exit_code(kind, exits):
 @pytest.mark.parametrize(
     ("kind", "exits"),
     [
-        ("kill_worker", (1, 0)),
+        ("kill_actor", (1, 0)),
         ("term", (-15, 0)),
         ("kill_group", (75, 0)),
         ("term", (143, 1)),

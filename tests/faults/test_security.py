@@ -280,7 +280,7 @@ SLASHED = f"s3://user:a/{SECRETS[2]}@bucket/motion"
 
 LOCAL = ["tokenize", "motion", "tokens"]
 CASES = {
-    "plain input": (["tokenize", "s3://bucket/motion", "o"], [3]),
+    "plain input": (["tokenize", "s3://bucket/motion", "o"], [75]),
     "input": (["tokenize", WITH_USER, "o"], [2, 3]),
     "output": (["tokenize", "motion", WITH_USER, "--set", OPTIONS], [2, 3]),
     "slash": (["tokenize", SLASHED, "o"], [2, 3]),

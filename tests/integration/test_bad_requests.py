@@ -70,7 +70,7 @@ def test_missing_checkpoint_is_named(command, motion, tmp_path):
 def test_checkpoint_of_another_dimension_drops_every_clip(command, tools, tiny_codec, tmp_path):
     good(tools, tmp_path / "motion", motion=tools.tiny_motion(1, 30, dims=6))
     outcome = command("tokenize", tmp_path / "motion", tmp_path / "o", "-c", tiny_codec, "--local")
-    assert_refused(outcome, 1, "wrong_dim", "good.npz", "6", "4", "input.columns")
+    assert_refused(outcome, 65, "wrong_dim", "good.npz", "6", "4", "input.columns")
     assert not (tmp_path / "o" / "dataset.json").exists()
 
 
@@ -206,7 +206,7 @@ def test_every_clip_dropped_is_wrong_data(command, tools, tiny_codec, tmp_path):
     good(tools, tmp_path / "motion", fps=60.0)
     arguments = ("tokenize", tmp_path / "motion", tmp_path / "o", "-c", tiny_codec, "--local")
     for _ in range(2):
-        assert_refused(command(*arguments), 1, "fps_mismatch", "good.npz", "input.resample=linear")
+        assert_refused(command(*arguments), 65, "fps_mismatch", "good.npz", "input.resample=linear")
     outcome = command(*arguments, "--set", "input.resample=linear")  # as the message said, in the same place
     assert outcome.code == 0, outcome.text
     assert command("verify", tmp_path / "o").code == 0

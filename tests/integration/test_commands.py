@@ -246,7 +246,7 @@ def test_clean_refuses_what_is_no_dataset(command, five_versions, tmp_path):
     path = tmp_path / "tokens" / "versions" / f"{five_versions[3]}.json"
     path.write_text("{")
     outcome = command("clean", tmp_path / "tokens", "--yes")
-    assert (outcome.code, path.name in outcome.text.replace(" ", "")) == (1, True)
+    assert (outcome.code, path.name in outcome.text.replace(" ", "")) == (65, True)
 
 
 def test_clean_works_on_object_storage(command, motion, tiny_codec, tools, s3):
@@ -555,7 +555,7 @@ def test_max_dropped_fails_the_run_and_leaves_what_stands(command, tokenize, mot
     output = tmp_path / "tokens"
     write_clip(tools, motion, "short", 1, 3)
     outcome = tokenize("--set", "run.max_dropped=0")
-    assert (outcome.code, "1 too_short" in outcome.text) == (1, True)
+    assert (outcome.code, "1 too_short" in outcome.text) == (65, True)
     assert not (output / "dataset.json").exists()
     assert tokenize("--set", "window.tail=pad", "--set", "run.max_dropped=0").code == 0, "the output was left free"
     shutil.rmtree(output)

@@ -188,7 +188,7 @@ def test_decode_says_where_a_dataset_is_damaged(command, tokens, tools, tiny_cod
     shard.write_bytes(sink.getvalue())
     first = table["clip_id"][0].as_py()
     outcome = command("decode", tmp_path / "o", "--clip", first, "-c", tiny_codec, tmp_path / "x.npz")
-    assert outcome.code == 1
+    assert outcome.code == 65
     assert "motion-tokens verify" in outcome.text
 
 

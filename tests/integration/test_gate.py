@@ -78,7 +78,7 @@ def test_a_codec_without_a_record_is_unrated(tokenize, tmp_path):
 )
 def test_a_wrong_codec_stays_staged(tokenize, command, tmp_path, codec, failed, reason):
     outcome = tokenize(codec)
-    assert (outcome.code, "staged" in outcome.text, reason in outcome.text) == (1, True, True), outcome.text
+    assert (outcome.code, "staged" in outcome.text, reason in outcome.text) == (65, True, True), outcome.text
     found = manifest_of(tmp_path / "tokens")
     assert (found["status"], found["gate"]["outcome"]) == ("staged", "failed")
     assert set(failed) <= set(found["gate"]["failed"])
@@ -91,7 +91,7 @@ def test_a_wrong_schedule_of_equal_length_is_seen_by_the_digest_alone(
 ):
     (tmp_path / "other.json").write_text(json.dumps({"patch_nums": quality_corpus.OTHER_SCHEDULE}))
     outcome = tokenize("good", "--model-config", tmp_path / "other.json")
-    assert (outcome.code, "schedule" in outcome.text) == (1, True), outcome.text
+    assert (outcome.code, "schedule" in outcome.text) == (65, True), outcome.text
     assert manifest_of(tmp_path / "tokens")["gate"]["failed"] == ["digest"]
     (tmp_path / "good.json").write_text(json.dumps({"patch_nums": quality_corpus.CONFIG.patch_nums}))
     outcome = tokenize("good", "--model-config", tmp_path / "good.json", output="right")
@@ -105,7 +105,7 @@ def test_motion_in_degrees_is_caught(tokenize, tmp_path, quality_corpus, columns
     source = quality_corpus.write_corpus(tmp_path / "degrees", scale=scale)
     for codec in ("good", "without_record"):
         outcome = tokenize(codec, source=source, output=codec)
-        assert (outcome.code, "degrees" in outcome.text) == (1, True), outcome.text
+        assert (outcome.code, "degrees" in outcome.text) == (65, True), outcome.text
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.6])
@@ -131,7 +131,7 @@ def test_a_column_that_never_moves_does_not_fail_the_gate(tokenize, tmp_path, qu
 
 
 def test_gate_says_again_what_is_wrong_and_warn_and_off_publish(tokenize, tmp_path):
-    assert tokenize("random").code == 1
+    assert tokenize("random").code == 65
     again = tokenize("random")
     assert (again.code, "already complete" in again.text) == (1, False)
     warned = tokenize("random", "--gate", "warn")
@@ -157,7 +157,7 @@ def test_a_bad_increment_leaves_the_published_dataset_and_stands_staged(
         shutil.copy(path, source)
     for _ in range(2):
         outcome = tokenize(source=source)
-        assert (outcome.code, "degrees" in outcome.text) == (1, True), outcome.text
+        assert (outcome.code, "degrees" in outcome.text) == (65, True), outcome.text
         standing = tools.tree_of(output)
         assert {path: standing[path] for path in before} == before
         staged = json.loads(standing["staged.json"])
@@ -180,7 +180,7 @@ def test_a_bad_increment_leaves_the_published_dataset_and_stands_staged(
 def test_max_flip_rate_makes_stability_a_part_of_the_gate(tokenize, tmp_path):
     assert tokenize("good", "--set", "max_flip_rate=1e-3").code == 0
     outcome = tokenize("good", "--precision", "bfloat16", "--set", "max_flip_rate=0", output="half")
-    assert (outcome.code, "bfloat16 / float64" in outcome.text) == (1, True), outcome.text
+    assert (outcome.code, "bfloat16 / float64" in outcome.text) == (65, True), outcome.text
     assert manifest_of(tmp_path / "half")["gate"]["failed"] == ["flips"]
 
 
@@ -192,7 +192,7 @@ def test_max_error_ratio_says_how_much_worse_is_allowed(tokenize, quality_corpus
             noise = rng.normal(size=file["motion"].shape) * quality_corpus.SIZES
             np.savez(path, motion=(file["motion"] + noise).astype(np.float32), fps=25.0)
     strict = tokenize("good", "--set", "max_error_ratio=1.2", source=source, output="strict")
-    assert (strict.code, "times as far off as the checkpoint recorded" in strict.text) == (1, True), strict.text
+    assert (strict.code, "times as far off as the checkpoint recorded" in strict.text) == (65, True), strict.text
     assert tokenize("good", "--set", "max_error_ratio=3", source=source, output="wide").code == 0
 
 

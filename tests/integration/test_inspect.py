@@ -229,7 +229,7 @@ def test_inspect_refuses_bad_requests(command, tokens, tools, tmp_path, monkeypa
 def test_inspect_a_damaged_shard_is_wrong_data(command, tokens, tmp_path):
     shard = next(tokens.glob("webdataset/train/*.tar"))
     (tmp_path / "x.tar").write_bytes(shard.read_bytes()[:5000])
-    assert command("inspect", tmp_path / "x.tar").code == 1
+    assert command("inspect", tmp_path / "x.tar").code == 65
     table = pa.table({"motion": [1, 2]})
     pq.write_table(table, tmp_path / "y.parquet")
     outcome = command("inspect", tmp_path / "y.parquet")

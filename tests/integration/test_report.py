@@ -165,7 +165,7 @@ def test_a_staged_dataset_has_a_report_too(command, finished, tmp_path):
     sets = ("--set", "gate=enforce", "--set", "run.report=true")
     codec = finished / "random.safetensors"
     outcome = command("tokenize", finished / "motion", tmp_path / "o", "-c", codec, *sets, "--local")
-    assert outcome.code == 1
+    assert outcome.code == 65
     page = (tmp_path / "o" / "report" / "report.html").read_text()
     assert "staged" in page
     assert "the weights are untrained" in page
@@ -181,7 +181,7 @@ def test_a_staged_increment_has_a_report_of_its_own(command, finished, tmp_path,
     for path in quality_corpus.write_corpus(tmp_path / "degrees", 20, (1, 1, 57.3, 57.3), first=20).iterdir():
         shutil.copy(path, source)
     outcome = command("tokenize", source, output, "-c", codec, *sets)
-    assert (outcome.code, "report/staged/report.html" in outcome.text.replace("\n", "")) == (1, True), outcome.text
+    assert (outcome.code, "report/staged/report.html" in outcome.text.replace("\n", "")) == (65, True), outcome.text
     assert (output / "report" / "report.html").read_bytes() == published
     assert "The gate failed" in (output / "report" / "staged" / "report.html").read_text()
     assert command("tokenize", source, output, "-c", codec, *sets, "--gate", "warn").code == 0

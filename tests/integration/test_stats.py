@@ -132,7 +132,7 @@ def test_stats_count_clips_of_other_dims_and_without_rate(command, tools, tmp_pa
     assert tree["fps"] == [{"fps": None, "clips": 3, "frames": 60}]
     assert "none stated (3)" in outcome.text
     too_many = command("stats", tmp_path, tmp_path / "t.json", "--local", "--set", "run.max_dropped=1")
-    assert too_many.code == 1
+    assert too_many.code == 65
     assert not (tmp_path / "t.json").exists()
 
 
@@ -175,7 +175,7 @@ def test_stats_of_flat_lists_ask_for_the_dims(command, tools, tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     arguments = ("stats", tmp_path, tmp_path / "s.json", "--local")
     refused = command(*arguments)
-    assert refused.code == 1
+    assert refused.code == 65
     assert "wrong_dim" in refused.text
     assert command(*arguments, "--set", "input.motion_dim=4").code == 0
     assert json.loads((tmp_path / "s.json").read_text())["num_frames"] == 30
@@ -207,7 +207,7 @@ def test_stats_refuse_bad_requests(command, tiny_corpus, tmp_path, monkeypatch, 
 def test_stats_without_any_clip_are_refused(command, tmp_path):
     np.savez(tmp_path / "a.npz", other=np.zeros(3))
     outcome = command("stats", tmp_path, tmp_path / "s.json", "--local")
-    assert outcome.code == 1
+    assert outcome.code == 65
     assert "input.motion_field" in outcome.text
 
 

@@ -66,7 +66,7 @@ def test_json_log_has_a_line_an_event_each_with_the_run(arguments, tmp_path, cap
 
 
 def test_json_log_tells_of_a_failure(arguments, tmp_path, capsys):
-    assert invoke((*arguments, "--log-format", "json", "--set", "run.max_dropped=1")) == 1
+    assert invoke((*arguments, "--log-format", "json", "--set", "run.max_dropped=1")) == 65
     end = lines_of(capsys)[-1]
     assert (end["level"], end["exit_code"], end["error"]) == ("error", 65, "TooManyDroppedError")
     assert "max_dropped" in end["message"]

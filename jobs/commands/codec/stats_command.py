@@ -12,10 +12,9 @@ from pathlib import PurePosixPath
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from jobs.commands.codec.statistics_summary import print_statistics
-from jobs.output.display import counted, size_text
+from jobs.output.display import counted, size_text, stage_bar
 from jobs.session.session import open_session
 from pipeline.errors import ConfigError, OutputMismatchError
 from pipeline.plan.plan import Plan
@@ -61,14 +60,7 @@ class _Bar(StatisticsObserver):
         self._console = console
         self._total = self._done = 0
         self._last_line = time.monotonic()
-        self._progress = Progress(
-            TextColumn("{task.description:<16}"),
-            BarColumn(bar_width=46),
-            TaskProgressColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-            transient=True,
-        )
+        self._progress = stage_bar(console)
         self._task = self._progress.add_task("planning", total=None)
 
     @contextmanager

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.output.display import Display, counted
-from pipeline.dataset.manifest import read_manifest, read_version, split_version
+from pipeline.dataset.manifest import require_manifest, split_version
 from pipeline.dataset.open_dataset import BitCounts, OpenDataset, open_dataset
-from pipeline.errors import InputNotFoundError, OutputMismatchError
+from pipeline.errors import OutputMismatchError, VerifyError
 from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder
 from pipeline.verify.dataset import verify_dataset
@@ -27,12 +27,10 @@ def run_verify(output: str, config: JobConfig, console: Console) -> bool:
     place, version = split_version(output)
     folder = Folder(place, config.run.storage_options)
     try:
-        manifest = read_manifest(folder) if version is None else read_version(folder, version)
-    except OutputMismatchError as error:
+        manifest = require_manifest(folder, version)
+    except (OutputMismatchError, VerifyError) as error:
         _print_findings([str(error)], 1, console)
         return False
-    if manifest is None:
-        raise InputNotFoundError(f"{folder} holds no dataset.json: name the folder that tokenize wrote")
     display = Display(console)
     with display.shown():
         display.on_stage("verify")

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
-from itertools import islice
 
 import pytest
-from cronsim import CronSim
 
 from jobs.deploy.checks import check_deployment
-from jobs.deploy.clock import plain_schedule
 from pipeline.errors import ConfigError
 from pipeline.settings.job_config import load_config
 
@@ -68,13 +64,6 @@ def test_check_deployment_needs_a_section():
         (["deploy.overlay=autoscaling", "run.workers=1"], "run.workers, run.gpus_per_worker: both are needed"),
         (["deploy.overlay=cpu", "deploy.readers.max=3"], "one tokenizer would work for 3 pods without GPUs"),
         (["deploy.overlay=cpu", "run.workers=4", "run.threads=2"], "run.workers x run.threads: 8 CPUs of 8"),
-        (["deploy.readers.memory=23Gi"], "deploy.readers.memory: 23Gi, but 16 tasks with rows of 128Mi"),
-        (["window.stride=1"], "rows of 442Mi (units.bytes, run.row_bytes, window)"),
-        (["run.row_bytes=1073741824"], "deploy.readers.memory: 32Gi, but 16 tasks with rows of 1024Mi"),
-        (["units.bytes=1073741824"], "deploy.readers.shm: 12Gi, but 16 read tasks put 16Gi there at once"),
-        (["run.workers=64", "deploy.tokenizers={max: 8, gpus: 8}", "deploy.readers.shm=4Gi",
-          "deploy.tokenizers.shm=4Gi"], "deploy.readers.shm: the object stores of all pods hold"),
-        (["deploy.head.memory=4Gi"], "deploy.head.memory: 4Gi, but the job's own process and Ray's take"),
         (["run.grace_s=60"], "which drains for run.grace_s (60 s)"),
         (["run.grace_s=0", "deploy.grace_s=25"], "deploy.grace_s: 25, but 10 s pass until the head's hook"),
         (["run.grace_s=0", "deploy.grace_s=39"], "say at least 40"),
@@ -146,12 +135,7 @@ def test_check_deployment_accepts_options_without_a_key(arguments):
         (["deploy.time_zone=Mars/North"], "deploy.time_zone: 'Mars/North' is unknown"),
         (["deploy.time_zone=../tz"], "deploy.time_zone: '../tz' is unknown"),
         (["run.max_runtime=soon"], "duration 'soon': write 90m"),
-        (["run.max_runtime=23h", "deploy.retries=5"], "with 5 retries may end 138.0 h later, after the next tick"),
         (["run.deadline='2099-01-01T06:00'"], "run.deadline: 2099-01-01T06:00 comes once"),
-        (["run.max_runtime=25h"], "run.max_runtime (25h): a run that starts at"),
-        (["deploy.schedule=0 */4 * * *"], "after the next tick of deploy.schedule (0 */4 * * *)"),
-        (["run.max_runtime=null", "run.deadline='22:05'"], "run.deadline (22:05): leaves 5 min to the run"),
-        (["run.max_runtime=null", "run.deadline='22:00'"], "after the next tick of deploy.schedule"),
         (["run.max_runtime=null"], "run.deadline: missing, and run.max_runtime too"),
     ],
 )
@@ -201,71 +185,16 @@ def test_check_deployment_accepts_what_is_no_credential(settings):
     check_deployment(load_config(RUN, settings))
 
 
-def test_check_deployment_counts_every_try_of_a_run():
-    check_deployment(load_config(RUN, ["deploy.start=nightly", "deploy.retries=2"]))
-    assert "with 3 retries may end 28.0 h later" in findings("deploy.start=nightly", "deploy.retries=3")
-
-
 @pytest.mark.parametrize(
-    ("schedule", "wanted"),
+    ("settings", "longest_s"),
     [
-        ("0 22 * *", "4 fields"),
-        ("0 0 22 * * *", "6 fields"),
-        ("@daily", "1 fields"),
-        ("TZ=UTC 0 22 * * *", "6 fields"),
-        ("0 22 L * *", "day 'l'"),
-        ("0 22 LW * *", "day 'lw'"),
-        ("0 22 * * 1#2", "weekday '1#2'"),
-        ("0 22 * * 5L", "weekday '5l'"),
-        ("0 22 * * 7", "weekday '7': from 0 to 6"),
-        ("0 22 * * fri-7", "weekday 'fri-7': from 0 to 6"),
-        ("60 22 * * *", "minute '60': from 0 to 59"),
-        ("0 24 * * *", "hour '24'"),
-        ("0 22 0 * *", "day '0'"),
-        ("0 22 * 13 *", "month '13'"),
-        ("0 22 * mon *", "month 'mon'"),
-        ("0 22 5-1 * *", "day '5-1' goes backwards"),
-        ("*/0 22 * * *", "minute '*/0'"),
-        ("0 22 1,,2 * *", "day ''"),
-        ("0 22 -1 * *", "day '-1'"),
-        ("0 22 30 2 *", "Bad day-of-month"),
+        (["run.max_runtime=7h"], 7 * 3600),
+        (["run.max_runtime=null", "run.deadline='06:00'"], 24 * 3600),
+        (["run.max_runtime=30h", "run.deadline='06:00'"], 24 * 3600),
     ],
 )
-def test_check_deployment_refuses_a_schedule_that_kubernetes_refuses(schedule, wanted):
-    text = findings("deploy.start=nightly", f"deploy.schedule={json.dumps(schedule)}")
-    assert f"deploy.schedule: {schedule!r} is no schedule of Kubernetes ({wanted}" in text
-
-
-@pytest.mark.parametrize(
-    ("schedule", "dates"),
-    [
-        ("0 22 ? * mon-FRI", ["05-01 22", "05-04 22", "05-05 22"]),
-        ("0 22 * JUN SUN", ["06-07 22", "06-14 22", "06-21 22"]),
-        ("0 */12 1 * *", ["05-01 12", "06-01 00", "06-01 12"]),
-        ("0 5-23/9 30 * *", ["05-30 05", "05-30 14", "05-30 23"]),
-        ("0 14/9 30 * *", ["05-30 14", "05-30 23", "06-30 14"]),
-        ("0 22 13 * 5", ["05-01 22", "05-08 22", "05-13 22"]),  # a 13th or a Friday
-        ("0 22 */30 * 0", ["05-01 22", "05-03 22", "05-10 22"]),  # a step is no star: either is enough
-        ("0 22 */1 * 0", ["05-03 22", "05-10 22", "05-17 22"]),
-    ],
-)
-def test_plain_schedule_means_what_kubernetes_reads(schedule, dates):
-    ticks = CronSim(plain_schedule(schedule), datetime(2026, 5, 1, 8, tzinfo=UTC))
-    assert [f"{tick:%m-%d %H}" for tick in islice(ticks, 3)] == dates
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "deploy.secret=motion.s3-keys",
-        "deploy.image=localhost:5000/lab/motion_tokens:v0.1.0-cpu",
-        "deploy.image=motion@sha256:" + "0123456789abcdef" * 4,
-        "deploy.tokenizers.node_selector={cloud.example/gke-accelerator: nvidia-h100, spot: ''}",
-        'deploy.labels={azure.workload.identity/use: "true"}',
-    ],
-)
-def test_check_deployment_accepts_names_of_kubernetes(setting):
-    check_deployment(load_config(RUN, [setting]))
+def test_check_deployment_says_how_long_a_try_may_last(settings, longest_s):
+    assert check_deployment(load_config(RUN, settings)).longest_s == longest_s + 1.5 + 20 + 5
 
 
 def test_check_deployment_lets_runs_overlap_where_one_leaves_or_waits():
@@ -293,16 +222,6 @@ def test_load_config_offers_the_nearest_key_of_the_cluster():
         ("deploy.readers.shm=64Gi", "must lie below memory"),
         ("deploy.readers.min=3", r"min \(3\) lies above max \(1\)"),
         ("deploy.image=null", "deploy.image"),
-        ("deploy.image=Motion Tokens:1", "deploy.image: write registry.example/name:version"),
-        ("deploy.image=registry.test/Lab/motion:1", "deploy.image: write registry.example/name:version"),
-        ("deploy.secret=Bad_Name!", r"deploy.secret: write lower-case letters, .* \(found 'Bad_Name!'\)"),
-        ("deploy.secret=a..b", "deploy.secret: write lower-case letters"),
-        ("deploy.secret=-a", "deploy.secret: write lower-case letters"),
-        ("deploy.namespace=a.b", "deploy.namespace: write lower-case letters"),
-        ("deploy.readers.node_selector={a b: c}", "deploy.readers.node_selector.* write NAME or domain.example/NAME"),
-        ("deploy.readers.node_selector={a: c d}", "deploy.readers.node_selector.a: write letters"),
-        ("deploy.identity={a/b/c: x}", "deploy.identity.* write NAME or domain.example/NAME"),
-        ("deploy.labels={a: -b}", "deploy.labels.a: write letters"),
         ("deploy.labels={ray.io/cluster: x}", "deploy.labels: ray.io/cluster: the manifests and KubeRay set these"),
     ],
 )

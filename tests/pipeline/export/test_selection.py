@@ -138,7 +138,7 @@ def test_an_export_of_nothing_says_what_was_asked(tmp_path, source, tools):
     ("changes", "expected"),
     [
         ({"where": "speeker == 'a'"}, "export.where: .*did you mean 'speaker'"),
-        ({"where": "num_frames == 'a'"}, "num_frames is number"),
+        ({"where": "num_frames == 'a'"}, "num_frames is int64"),
         ({"splits": SplitConfig(by="speeker")}, "export.splits.by: .*did you mean 'speaker'"),
         ({"splits": SplitConfig(by="tags")}, "lists"),
     ],
@@ -182,3 +182,34 @@ def test_a_spec_without_a_filter_keeps_its_export_id(tools):
     ids = {spec.export_id, tools.spec(where="num_frames > 1").export_id, tools.spec(clips="abc").export_id}
     assert len(ids) == 3
     assert spec.export_id == "c191aca429c071f7"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("speaker > 3", "speaker is string"),
+        ("num_frames == '3'", "num_frames is int64"),
+        ("score > '3'", "score is float64"),
+        ("num_frames in [1, 'a']", "num_frames is int64"),
+        ("num_frames in ['1']", "num_frames is int64"),
+        ("speaker in [1]", "speaker is string"),
+        ("score in ['1']", "score is float64"),
+        ("is_song == 1", "is_song is bool"),
+        ("is_song in [1.5]", "is_song is bool"),
+        ("speaker", "speaker is string"),
+        ("num_frames", "num_frames is int64"),
+        ("not num_frames", "num_frames is int64"),
+        ("num_frames.startswith('a')", "num_frames is int64"),
+        ("tags == 3", r"tags is list"),
+        ("tags in [3]", r"tags is list"),
+        ("'a' in num_frames", "num_frames is int64"),
+        ("'a' in tags", "tags is list"),
+        ("start_frame < 'a'", "start_frame is int64"),
+    ],
+)
+def test_check_columns_names_the_term_whose_values_do_not_go_together(tools, make_corpus, text, expected):
+    kinds = {"speaker": "string", "score": "float64", "is_song": "bool", "tags": "list<float64>"}
+    corpus = make_corpus(carry=tuple(CarriedColumn(name=name, kind=kind) for name, kind in kinds.items()))
+    with pytest.raises(ConfigError, match=expected):
+        check_columns(tools.spec(where=parse_where(text).text), corpus)
+    check_columns(tools.spec(where="tags is None and score in [1, 2.5] and num_frames in [1, 2.0]"), corpus)

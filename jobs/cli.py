@@ -27,7 +27,8 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(EXIT_STOPPED))
     # when all is done and Python takes its handlers back: how the command ended is settled
-    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        atexit.register(signal.signal, number, signal.SIG_IGN)
     with guarded_streams():
         app(prog_name="motion-tokens")
 

@@ -1,7 +1,7 @@
 """The suite control: how many units a minute the graph passes when computing costs next to nothing.
 
 Everything is the job's own (reading, Ray Data, writing of fragments) but the tokenizers, which sleep. Counts and JSON
-are bench_result.py's.
+are result.py's.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def pass_units(place: str, config: JobConfig, executor: Executor, *, in_rows: bo
 def _pass(job: Job, runs: Sequence[Sequence[Unit]], executor: Executor) -> _Passed:
     record = JobRecord()
     progress = TokenizeProgress(JobObserver(), record, StopSwitch())
-    stages = replace(stages_of(job, executor, NUM_ACTORS), host=SleepingTokenizer)
+    stages = replace(stages_of(job, executor, NUM_ACTORS), make_tokenizer=SleepingTokenizer)
     done, at = [0], [time.perf_counter()]
     for account in executor.tokenize(runs, stages, progress):
         progress.committed(account)

@@ -1,6 +1,6 @@
 """The suite export: fragments to shards, and shards verified, against the plain writing and reading of as many bytes.
 
-Knows how to make a token store without a model; counts and JSON are bench_result.py's.
+Knows how to make a token store without a model; counts and JSON are result.py's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import DataError
 from pipeline.executors.executor import Executor
 from pipeline.export.build import Fragment
-from pipeline.export.dataset import ExportSource, export_dataset
+from pipeline.export.export_dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
 from pipeline.hashing import digest_of
 from pipeline.plan.plan import Plan
@@ -41,7 +41,7 @@ from pipeline.stages.blocks import RUN_LEDGER_SCHEMA, TokenBlock
 from pipeline.stages.tokenize_stage import constants_to_npz
 from pipeline.stages.write import FragmentWriter
 from pipeline.storage import Folder
-from pipeline.verify.dataset import verify_dataset
+from pipeline.verify.verify_dataset import verify_dataset
 
 SUITE = "export"
 UNIT_WINDOWS = 3000

@@ -1,6 +1,6 @@
 """The suite gpus: the whole job on every GPU of this machine, against the same job on one of them where there are more.
 
-Knows which GPUs and cores a run may see; the command itself is started and watched by bench_startup.py.
+Knows which GPUs and cores a run may see; the command itself is started and watched by measure_startup.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The suite loader: one pass over token shards against one npy a window and int32 Parquet, same windows, checked.
 
-Knows how to make the data and to run the three sides; counts and JSON are bench_result.py's.
+Knows how to make the data and to run the three sides; counts and JSON are result.py's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The suite pipeline: the whole job against a plain script, on the same files, checked bit for bit.
 
-Knows how to make the data and to run both sides; counts and JSON are bench_result.py's.
+Knows how to make the data and to run both sides; counts and JSON are result.py's.
 """
 
 from __future__ import annotations

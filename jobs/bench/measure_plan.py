@@ -1,6 +1,6 @@
 """The suite plan: inputs of many clips cut into units, from the first listing to the rows that a graph would pass.
 
-Knows how to make the data and to check a plan; counts and JSON are bench_result.py's. Each plan is made in a process
+Knows how to make the data and to check a plan; counts and JSON are result.py's. Each plan is made in a process
 of its own, `python -m jobs.bench.measure_plan FOLDER UNIT_BYTES`, so that its peak memory is its own.
 """
 

@@ -1,6 +1,6 @@
 """The suite startup: from the start of the command to the first fragment that stands, in a process of its own.
 
-Knows how to start the command and to watch its store; counts and JSON are bench_result.py's.
+Knows how to start the command and to watch its store; counts and JSON are result.py's.
 """
 
 from __future__ import annotations

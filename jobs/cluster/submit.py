@@ -339,6 +339,8 @@ def exit_code_of(status: str, driver_code: int | None, error_type: str | None) -
         return driver_code
     if driver_code is None:  # the command was not started, or its node was lost
         return 2 if error_type == "RUNTIME_ENV_SETUP_FAILURE" else os.EX_TEMPFAIL
+    if driver_code in (126, 127):  # the shell found no python, or could not run it
+        return 2
     return os.EX_TEMPFAIL if driver_code < 0 or driver_code > 128 else os.EX_SOFTWARE
 
 

@@ -155,7 +155,7 @@ def show_results(output: Path, manifest: Manifest, console: Console) -> None:
     )
     _print_block(console, "Look at", _places(output))
     _print_block(console, "Read a row", snippet)
-    _print_block(console, "Try next", _commands(output, row["clip_id"]))
+    _print_block(console, "Try next", next_commands(output, row["clip_id"]))
 
 
 def window_picture(bits: npt.NDArray[np.uint8], patch_nums: Sequence[int], fps: float) -> list[Text]:
@@ -225,7 +225,9 @@ def _places(output: Path) -> str:
     return "\n".join(f"{path!s:<{width}}  {what}" for path, what in places.items())
 
 
-def _commands(output: Path, clip_id: str) -> str:
+def next_commands(output: Path, clip_id: str) -> str:
+    """Return what to try next, a command a line."""
+
     def at(name: str) -> str:
         return shlex.quote(str(output / name))
 
@@ -235,8 +237,8 @@ def _commands(output: Path, clip_id: str) -> str:
         (
             f"{program} demo {shlex.quote(str(output))}    # again: already complete",
             f"{program} inspect {tokens} {clip}",
-            f"{program} decode {tokens} {clip} {codec} -o {at('decoded.npz')}",
-            f"{program} stats {motion} -o {at('stats.json')} --set input.motion_dim={MOTION_DIM}",
+            f"{program} decode {tokens} {at('decoded.npz')} {clip} {codec}",
+            f"{program} stats {motion} {at('stats.json')} --set input.motion_dim={MOTION_DIM}",
             f"{program} report {tokens} {motion} {codec} --windows 200",
             f"{program} tokenize {motion} {at('dense')} {codec} --stride 25",
             f"{program} tokenize {motion} {at('padded')} {codec} --set window.tail=pad",

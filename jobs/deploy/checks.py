@@ -1,7 +1,7 @@
 """Whether a job and the cluster that is asked for it fit together, as far as a mistake costs a night.
 
-What the API server refuses is left to it: `kubectl apply --dry-run=server`. Knows no manifest and starts nothing. A
-finding names the field, what was found, and what to write instead.
+Names, labels and quantities are left to the API server: `kubectl apply --dry-run=server`. Knows no manifest and starts
+nothing. A finding names the field, what was found, and what to write instead.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def check_deployment(job: JobConfig) -> Checked:
         raise ConfigError(
             "the job and its cluster do not fit together:\n" + "\n".join(f"- {line}" for line in findings)
         )
-    return Checked(job, deploy, longest_s(job))
+    return Checked(job, deploy, longest_s(job, deploy))
 
 
 def groups(deploy: DeployConfig) -> dict[str, GroupConfig]:

@@ -44,8 +44,9 @@ def render_deployment(checked: Checked, folder: Path) -> None:
     """
     try:
         _render(checked, folder)
-    except OSError as error:
-        raise OutputError(f"cannot write {error.filename}: {error.strerror}; name a folder of yours") from error
+    except OSError as error:  # shutil names every file that it could not copy
+        said = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+        raise OutputError(f"cannot write {folder} ({said}): free space there, or name another folder") from error
 
 
 def _render(checked: Checked, folder: Path) -> None:

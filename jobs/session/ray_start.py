@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from jobs.session.ray_environment import TOKEN_HINT, set_for_driver
 from jobs.session.signals import handler_kept, stop_behind
-from jobs.session.streams import guarded
+from jobs.session.streams import guarded, part_with
 from pipeline.errors import ConfigError, IncompleteError, MotionTokensError
 from pipeline.run.stopping import Stopped
 
@@ -141,6 +141,7 @@ def native_noise_aside() -> Iterator[None]:
                 stderr.write(aside.read()[-NOISE_SHOWN_BYTES:].decode(errors="replace"))
             raise
         finally:
+            part_with(stderr)
             sys.stderr = before
             os.dup2(terminal, 2)
             os.close(terminal)

@@ -10,7 +10,11 @@ from enum import StrEnum
 
 
 class DropReason(StrEnum):
-    """Why a clip is not in the dataset; the value stands in ledgers and quarantine.parquet."""
+    """Why a clip is not in the dataset; the value stands in ledgers and quarantine.parquet.
+
+    Given by: the readers in sources/formats/ (what cannot be read), sources/clip.py (what is no motion), plausible.py
+    (what moves as no face does), audio.py and stored_audio.py, stages/read.py (too short, crashed), export/clips.py.
+    """
 
     UNREADABLE = "unreadable"
     TRUNCATED = "truncated"

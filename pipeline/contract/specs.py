@@ -108,13 +108,14 @@ class CorpusSpec(_Spec):
     audio: AudioRule | None = None
 
     @model_serializer(mode="wrap")
-    def _without_absent_columns(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out additional columns that there are none of: datasets from before them keep their spec_id."""
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came later and is not asked for: datasets from before it keep their spec_id."""
         tree: dict[str, Any] = serialize(self)
-        return {name: value for name, value in tree.items() if name not in _ADDITIONAL or value}
+        return {name: value for name, value in tree.items() if name not in _LATER or value}
 
 
-_ADDITIONAL = ("emit", "flips", "carry", "audio")
+_LATER = ("emit", "flips", "carry", "audio")
+"""Fields that came after the first datasets. A new one stands here, and has a default."""
 
 
 class TokenSpec(_Spec):

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.token_store import missing_units
-from pipeline.estimate.forecast import AroundSeconds, DeadlineForecast, Forecast, forecast_deadline, forecast_job
-from pipeline.estimate.job_estimate import JobEstimate, estimate_job
+from pipeline.estimate.forecast import Forecast, JobEstimate, forecast_job
 from pipeline.estimate.probe import ProbeFigures, probe_units
+from pipeline.estimate.window_costs import CostSample, measure_costs
+from pipeline.estimate.window_count import count_windows
 from pipeline.executors.executor import Executor
-from pipeline.job.gate import rehearse
-from pipeline.job.request import Job, prepare
+from pipeline.job.request import prepare
 from pipeline.plan.listing_problems import listing_problems
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.run.observer import JobObserver
 from pipeline.settings.job_config import TokenizeRequest
-
-REPORT_S = 5.0
-"""What a report takes on a core of today, once its sample is decoded: mostly imports and pictures, for any dataset."""
+from pipeline.stages.read import UnitReader
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,26 @@ class JobPlan:
     probe: ProbeFigures | None
     """None where no probe was asked for, or nothing is left to do."""
     forecast: Forecast | None
-    deadline: DeadlineForecast | None
 
     def described(self) -> dict[str, Any]:
         """Return it as plain values, for programs."""
-        parts = {"probe": self.probe, "forecast": self.forecast, "deadline": self.deadline}
+        estimate, forecast = self.estimate, self.forecast
+        parts = {"windows": vars(estimate.windows), "costs": vars(estimate.costs)}
+        left = {"windows_todo": estimate.num_windows_todo, "device_hours": estimate.device_hours}
         return {
             "plan": self.plan.digest,
-            **self.estimate.described(),
+            **(vars(estimate) | parts | left),
             "problems": list(self.problems),
-            **{name: vars(part) if part is not None else None for name, part in parts.items()},
+            "probe": vars(self.probe) if self.probe else None,
+            "forecast": {**vars(forecast), "holds": forecast.holds} if forecast else None,
         }
 
 
 def plan_job(request: TokenizeRequest, executor: Executor, observer: JobObserver, asked: Asked) -> JobPlan:
     """Plan a job and say what it would come to.
+
+    Args:
+        executor: asks one of its workers what a window costs; a probe starts it.
 
     Raises:
         MotionTokensError: the job could not start, or its input has no windows.
@@ -69,24 +74,29 @@ def plan_job(request: TokenizeRequest, executor: Executor, observer: JobObserver
     started = time.monotonic()
     observer.on_stage("plan")
     job = prepare(request, executor, observer)
-    plan = make_plan(job.roots, job.contract.corpus)
+    plan, run = make_plan(job.roots, job.contract.corpus), job.config.run
     missing = missing_units(job.store, plan.units)
-    planned_at = time.monotonic()
+    before = {"start": started - asked.began, "plan": time.monotonic() - started}
     observer.on_plan(plan, len(plan.units) - len(missing), sum(root.skipped for root in job.roots))
-    estimate = estimate_job(job, plan, missing, executor)
+    folders = {root.name: root.folder for root in job.roots}
+    reader = UnitReader(folders, job.contract.spec, job.clips, job.codec.mean, job.codec.std)
+    windows, block = count_windows(plan, reader)
+    sample = CostSample(job.codec.data, job.contract, job.export, run.threads or executor.cores_a_machine, block)
+    standing = read_manifest(job.output)
+    estimate = JobEstimate(
+        input_bytes=plan.num_bytes,
+        windows=windows,
+        costs=executor.ask_worker(partial(measure_costs, sample)),
+        device=job.contract.numerics.device,
+        windows_per_shard=job.export.windows_per_shard,
+        num_units_done=len(plan.units) - len(missing),
+        todo_share=sum(unit.num_bytes for unit in missing) / max(1, plan.num_bytes),
+        is_extended=standing is not None and standing.spec_id == job.contract.spec.spec_id,
+    )
     problems = tuple(listing_problems(job.roots, plan, job.contract.corpus.unit_bytes))
     if asked.probe_s is None or not missing:
-        return JobPlan(plan, estimate, problems, None, None, None)
+        return JobPlan(plan, estimate, problems, None, None)
     probe = probe_units(job, missing, executor, asked.probe_s, observer)
-    around = _around(job, estimate, started - asked.began, planned_at - started)
-    forecast = forecast_job(estimate, probe, around, sum(executor.cpus_of_nodes))
-    deadline = None if asked.stop_at is None else forecast_deadline(forecast, asked.stop_at - time.monotonic())
-    return JobPlan(plan, estimate, problems, probe, forecast, deadline)
-
-
-def _around(job: Job, estimate: JobEstimate, start_s: float, plan_s: float) -> AroundSeconds:
-    """Return what comes before and after the probed stages; gate and report look at one sample of units."""
-    config = job.config
-    sample_s = estimate.windows.read_s + rehearse(job)
-    gate_s = sample_s if config.gate != "off" else 0.0
-    return AroundSeconds(start_s, plan_s, gate_s, REPORT_S + sample_s - gate_s if config.run.report else 0.0)
+    seconds_left = None if asked.stop_at is None else asked.stop_at - time.monotonic()
+    forecast = forecast_job(estimate, probe, before, sum(executor.cpus_of_nodes), seconds_left)
+    return JobPlan(plan, estimate, problems, probe, forecast)

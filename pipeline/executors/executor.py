@@ -82,7 +82,7 @@ class TokenizeStages:
     num_actors: int
     cpus_per_actor: float
     gpus_per_actor: float
-    host: Callable[[bytes, TokenizerSettings, TokenizeListener], Tokenizer] = tokenizer_of
+    make_tokenizer: Callable[[bytes, TokenizerSettings, TokenizeListener], Tokenizer] = tokenizer_of
     """Builds the tokenizer where it works."""
     min_actors: int | None = None
     """So many are started at once and must stand in time, more may follow up to `num_actors`; None: all."""

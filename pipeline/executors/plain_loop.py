@@ -1,6 +1,6 @@
 """The stages of ray_graph.py in a plain loop in this process: same functions, same order, same bytes.
 
-Knows no Ray.
+Knows no Ray. `jobs/session/session.py` chooses which of the two runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def tokenize_here(
     """Read, tokenize and write in this process, one run after the other."""
     if not runs:
         return
-    tokenizer = stages.host(stages.codec, stages.tokenizer, progress)
+    tokenizer = stages.make_tokenizer(stages.codec, stages.tokenizer, progress)
     progress.ready(0.0)
     for run in runs:
         if progress.is_stopping:

@@ -59,7 +59,7 @@ def tokenize_with_ray(
     motion = rows.map_batches(reader, num_cpus=reader_cpus, max_retries=CRASH_RETRIES, **one_row)
     tokens = motion.map_batches(
         HostedTokenizer,
-        fn_constructor_args=(hub, stages.tokenizer, stages.host),
+        fn_constructor_args=(hub, stages.tokenizer, stages.make_tokenizer),
         compute=_actor_pool(stages, gpu_calls_ahead(runs)),
         num_cpus=stages.cpus_per_actor,
         num_gpus=stages.gpus_per_actor,

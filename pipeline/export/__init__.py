@@ -1,4 +1,4 @@
-"""Fragments -> right-sized shards: clips.py joins ledgers, layout.py plans, build.py writes, dataset.py publishes.
+"""Fragments -> right-sized shards: clips.py joins ledgers, layout.py plans, shards.py and build.py write.
 
-Read dataset.py first. Knows no Ray or torch.
+Read export_dataset.py first. Knows no Ray or torch.
 """

@@ -95,7 +95,7 @@ def stored_fields(folder: Folder, path: str, config: JobConfig) -> list[StoredFi
         "lmdb": _arrays_of_first_value,
     }
     try:
-        return list(readers[kind](folder, path))
+        return list(readers[kind](folder, path)) if kind in readers else []
     except _FAULTS:
         return []
 

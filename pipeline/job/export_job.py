@@ -18,7 +18,7 @@ from pipeline.dataset.manifest import Manifest, joined_status, read_beside, read
 from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import ConfigError, OutputMismatchError
 from pipeline.export.build import Fragment
-from pipeline.export.dataset import ExportSource, export_dataset
+from pipeline.export.export_dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
 from pipeline.export.reuse import StandingShards
 from pipeline.export.selection import check_columns
@@ -50,7 +50,7 @@ def export_datasets(
     Raises:
         OutputMismatchError: a folder holds no dataset with a store, contracts differ, or the output holds
             another dataset.
-        ConfigError: filter or splits ask for a column that there is not, or grouped samples are to be shuffled.
+        ConfigError: filter or splits ask for a column that there is not.
         NoClipLeftError: every clip was dropped, or none passes the filter.
         IncompleteError: a fragment is missing, or another run is active.
     """
@@ -89,8 +89,7 @@ def _prepared(datasets: Sequence[tuple[Folder, Manifest]], config: JobConfig) ->
     """Read and check what is asked for, before anything is written.
 
     Raises:
-        RequestError: a list is missing, filter or splits ask for a column that there is not, or grouped samples are
-            to be shuffled.
+        RequestError: a list is missing, or filter or splits ask for a column that there is not.
     """
     clips = _clip_lists(datasets, config)
     spec, listed = _spec_and_splits(config, datasets, clips)

@@ -6,13 +6,10 @@ every machine into dataset.json.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from bitwise_vae.checkpoints.checkpoint import read_checkpoint
 from bitwise_vae.checkpoints.digest import sample_digest
@@ -120,14 +117,6 @@ def judge(job: Job, plan: Plan) -> GateResult:
     outcome = "failed" if failed else "passed" if recorded else "passed_without_reference"
     record = GateRecord(**settings, outcome=outcome, failed=failed, reference=_reference(recorded))
     return GateResult(record, _status(record), findings, figures, sample, decoded, job.codec)
-
-
-def rehearse(job: Job) -> float:
-    """Return the seconds that decoding as many windows as the gate looks at takes here."""
-    begin = time.perf_counter()
-    model = read_checkpoint(job.codec.data, "codec.safetensors").to(pick_device())
-    decode_sample(model, np.zeros((GATE_WINDOWS, 2, job.contract.codec.half_bytes), np.uint8))
-    return time.perf_counter() - begin
 
 
 def gate_settings(config: JobConfig) -> dict[str, Any]:

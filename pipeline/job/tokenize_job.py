@@ -17,7 +17,7 @@ from pipeline.dataset.token_store import missing_units
 from pipeline.errors import IncompleteError, NoClipLeftError, OutputMismatchError
 from pipeline.executors.executor import WRITER_CPUS, Executor, TokenizeProgress, TokenizeStages, num_writers
 from pipeline.export.build import Fragment
-from pipeline.export.dataset import ExportSource, export_dataset
+from pipeline.export.export_dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset, remove_outdated, stage_dataset
 from pipeline.export.reuse import StandingShards
 from pipeline.job.gate import GateResult, is_judged, judge

@@ -96,7 +96,7 @@ def parse_where(text: str) -> Where:
                 f"{ast.unparse(term)!r} mixes columns of windows with {', '.join(sorted(others))}: join them with `and`"
                 f" only (beside columns of windows stand {' and '.join(BESIDE_WINDOWS)})"
             )
-    return Where(ast.unparse(_Spelling().visit(tree)))
+    return Where(_spelled(tree))
 
 
 def _tree_of(text: str) -> ast.expr:
@@ -125,17 +125,32 @@ class _Columns(ast.NodeTransformer):
         return node
 
 
-class _Spelling(ast.NodeTransformer):
-    """Puts a checked expression into its one spelling: terms joined flat, values in square brackets. Built for one."""
+def _spelled(node: ast.expr) -> str:
+    """Return the one spelling of an expression that was checked: joined terms flat, as few brackets as may be."""
+    if isinstance(node, ast.BoolOp):
+        is_and = isinstance(node.op, ast.And)  # `and` binds closer than `or`
+        parts = _parts(node, type(node.op))
+        spelled = (
+            f"({_spelled(part)})" if is_and and isinstance(part, ast.BoolOp) else _spelled(part) for part in parts
+        )
+        return (" and " if is_and else " or ").join(spelled)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        inner = _spelled(node.operand)
+        return f"not ({inner})" if isinstance(node.operand, ast.BoolOp) else f"not {inner}"
+    return ast.unparse(_Spelling().visit(node))
 
-    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
-        return ast.BoolOp(node.op, [self.visit(part) for part in _parts(node, type(node.op))])
+
+class _Spelling(ast.NodeTransformer):
+    """Writes values in square brackets, and columns as they are asked for. Built for one comparison."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        return ast.Constant(node.value)  # without the u of u'..'
 
     def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
-        return ast.List(node.elts, ast.Load())
+        return ast.List([self.visit(item) for item in node.elts], ast.Load())
 
     def visit_Set(self, node: ast.Set) -> ast.AST:
-        return ast.List(node.elts, ast.Load())
+        return ast.List([self.visit(item) for item in node.elts], ast.Load())
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         is_plain = all(part.isidentifier() and not keyword.iskeyword(part) for part in node.id.split("."))

@@ -177,8 +177,9 @@ def raw_clip(
 
 
 def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> PreparedClip | ClipProblem:
-    """Return the clip with columns selected, rate converted and float32, or the first reason it cannot be.
+    """Return the clip as the codec takes it, or the first reason it cannot be.
 
+    In this order: id, columns, dims, rate, finite numbers (no NaN, no infinity), resampling, carried fields, audio.
     Whether it is long enough for a window is for windows.py to say; here only no frame at all is too short.
     """
     try:
@@ -190,7 +191,7 @@ def prepare_clip(raw: RawClip, corpus: CorpusSpec, codec: CodecSpec) -> Prepared
         motion = _finite_float32(selected, corpus)
         if rate != codec.fps:
             _check_resampled_size(selected, rate, codec.fps)
-            motion = resample(selected, rate, codec.fps)
+            motion = resample(selected, rate, codec.fps)  # of the stored numbers, not of those rounded to float32
         carried = {column.name: _carried(raw, column) for column in corpus.carry}
         audio = _checked_audio(raw, rate, corpus.audio)
     except ClipError as error:
@@ -375,6 +376,11 @@ def _check_resampled_size(selected: npt.NDArray[Any], fps_in: float, fps_out: fl
 
 
 def _finite_float32(selected: npt.NDArray[Any], corpus: CorpusSpec) -> npt.NDArray[np.float32]:
+    """Return motion as float32.
+
+    Raises:
+        ClipError: a number is NaN or infinite, or becomes so.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         motion = np.ascontiguousarray(selected, dtype=np.float32)
     is_finite = np.isfinite(motion)

@@ -37,14 +37,15 @@ def check_plausible(
     Args:
         statistics: None leaves exploding motion unchecked.
     """
-    fault = ""
+    faults: dict[DropReason, str] = {}
     if statistics is not None and corpus.max_abs_z is not None:
-        fault = _explosion(clip.motion, statistics, corpus)
-        reason = DropReason.EXPLODING
-    if not fault and corpus.max_frozen_frames is not None:
-        fault = frozen_run(clip.motion, corpus.max_frozen_frames)
-        reason = DropReason.FROZEN
-    return ClipProblem(clip.clip_id, clip.source, clip.where, reason, fault) if fault else clip
+        faults[DropReason.EXPLODING] = _explosion(clip.motion, statistics, corpus)
+    if corpus.max_frozen_frames is not None and not any(faults.values()):
+        faults[DropReason.FROZEN] = frozen_run(clip.motion, corpus.max_frozen_frames)
+    for reason, fault in faults.items():
+        if fault:
+            return ClipProblem(clip.clip_id, clip.source, clip.where, reason, fault)
+    return clip
 
 
 def _explosion(motion: npt.NDArray[np.float32], statistics: Statistics, corpus: CorpusSpec) -> str:

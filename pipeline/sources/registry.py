@@ -68,7 +68,7 @@ def open_readable(inputs: Sequence[str], configured: str, options: Mapping[str, 
 def cut_file(folder: Folder, input_name: str, file: StoredFile, corpus: CorpusSpec) -> list[Part]:
     """Return the parts of a file, in order, that hold each of its clips once.
 
-    Up to `unit_bytes` a file is one part; npz and npy always are.
+    Up to `unit_bytes` a file is one part; what cannot be cut, such as npz, always is.
 
     Raises:
         StorageError: storage does not answer, or the file is gone since it was listed.
@@ -91,9 +91,11 @@ def cut_file(folder: Folder, input_name: str, file: StoredFile, corpus: CorpusSp
             return cut_lmdb(folder, whole, corpus)
     except OSError as error:
         raise _storage_error(folder, whole, error) from error
-    from pipeline.sources.formats.arrays import cut_arrays
+    if whole.format in ("npz", "npy"):
+        from pipeline.sources.formats.arrays import cut_arrays
 
-    return cut_arrays(whole, file)
+        return cut_arrays(whole, file)
+    return [whole]
 
 
 def finest_parts(folders: Mapping[str, Folder], parts: Sequence[Part], corpus: CorpusSpec) -> Iterator[Part]:
@@ -139,9 +141,11 @@ def _reader_of(folder: Folder, part: Part, corpus: CorpusSpec, codec: CodecSpec)
         from pipeline.sources.formats.lmdb import read_lmdb
 
         return read_lmdb(folder, part, corpus)
-    from pipeline.sources.formats.arrays import read_arrays
+    if part.format in ("npz", "npy"):
+        from pipeline.sources.formats.arrays import read_arrays
 
-    return read_arrays(folder, part, corpus)
+        return read_arrays(folder, part, corpus)
+    raise NotImplementedError(f"no reader for {part.format}: name it in registry.py")
 
 
 def _storage_error(folder: Folder, part: Part, error: OSError) -> StorageError:

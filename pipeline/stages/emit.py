@@ -1,4 +1,4 @@
-"""What a corpus emits beside its bits: the latent of `this`, flip pairs, and bits of `this` behind a decoded `prev`.
+"""Windows to bits, and what a corpus wants beside them: latents, flip pairs, bits of `this` behind a decoded `prev`.
 
 Knows no Ray, Arrow tables or storage. The tokenizer, deep verification and the estimate before a run share it.
 """

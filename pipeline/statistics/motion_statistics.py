@@ -133,8 +133,7 @@ def statistics_from_bytes(data: bytes, name: str) -> MotionStatistics:
 
 def input_settings(corpus: CorpusSpec) -> dict[str, Any]:
     """Return the settings of a corpus that can change a statistic."""
-    settings = corpus.model_dump(mode="json")
-    return {name: settings[name] for name in INPUT_FIELDS}
+    return {name: value for name, value in corpus.model_dump(mode="json").items() if name in INPUT_FIELDS}
 
 
 def statistics_of(

@@ -123,7 +123,7 @@ def test_hosts_of_their_own_with_storage_on_one(corpus, tmp_path, hosts, start_n
     assert promised(tmp_path / "tokens") == promised(corpus / "expected")
 
 
-def test_a_job_whose_gpu_nodes_are_all_lost_says_so_and_ends_with_3(corpus, tmp_path, start_nodes):
+def test_a_job_whose_gpu_nodes_are_all_lost_says_so_and_ends_with_75(corpus, tmp_path, start_nodes):
     nodes = start_nodes([HERE, HERE])
     nodes.add(num_cpus=1, num_gpus=1)
     output = tmp_path / "o"

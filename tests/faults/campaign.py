@@ -61,7 +61,7 @@ from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
 from pipeline.dataset.manifest import read_manifest
 from pipeline.storage import Folder
-from pipeline.verify.dataset import verify_dataset
+from pipeline.verify.verify_dataset import verify_dataset
 
 MAX_RUNS = 5
 

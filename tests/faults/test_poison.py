@@ -22,7 +22,7 @@ from pipeline.settings.job_config import TokenizeRequest, load_config
 from pipeline.stages.read import UnitReader
 from pipeline.statistics.statistics_job import StatisticsObserver, StatisticsRequest, measure_motion
 from pipeline.storage import Folder
-from pipeline.verify.dataset import verify_dataset
+from pipeline.verify.verify_dataset import verify_dataset
 
 POISON = ("lethal", "table/7")
 

@@ -281,19 +281,19 @@ SLASHED = f"s3://user:a/{SECRETS[2]}@bucket/motion"
 LOCAL = ["tokenize", "motion", "tokens"]
 CASES = {
     "plain input": (["tokenize", "s3://bucket/motion", "o"], [75]),
-    "input": (["tokenize", WITH_USER, "o"], [2, 3]),
-    "output": (["tokenize", "motion", WITH_USER, "--set", OPTIONS], [2, 3]),
-    "slash": (["tokenize", SLASHED, "o"], [2, 3]),
-    "signed": (["tokenize", SIGNED, "o"], [2, 3]),
+    "input": (["tokenize", WITH_USER, "o"], [2, 75]),
+    "output": (["tokenize", "motion", WITH_USER, "--set", OPTIONS], [2, 75]),
+    "slash": (["tokenize", SLASHED, "o"], [2, 75]),
+    "signed": (["tokenize", SIGNED, "o"], [2, 75]),
     "key beside": (["tokenize", "s3://bucket/x", "o", "--set", OPTIONS, "--set", "run.workers=none"], [2]),
     "list": ([*LOCAL, "--set", f"run.storage_options=[{SECRETS[3]}]"], [2]),
     "unknown key": ([*LOCAL, "--set", f"run.storage_option={{secret: {SECRETS[3]}}}"], [2]),
     "no YAML": ([*LOCAL, "--set", f"run.storage_options={{secret: {SECRETS[3]}"], [2]),
     "not a section": ([*LOCAL, "--set", f"run.storage_options={SECRETS[3]}", "--set", "run.storage_options.a=1"], [2]),
     "file": ([*LOCAL, "--config", "torn.yaml"], [2]),
-    "export to": (["export", "finished", WITH_USER], [2, 3]),
-    "export from": (["export", WITH_USER, "o"], [2, 3]),
-    "verify": (["verify", WITH_USER, "--set", OPTIONS], [2, 3]),
+    "export to": (["export", "finished", WITH_USER], [2, 75]),
+    "export from": (["export", WITH_USER, "o"], [2, 75]),
+    "verify": (["verify", WITH_USER, "--set", OPTIONS], [2, 75]),
     "finished": (["tokenize", "motion", "finished", "--set", OPTIONS, "--gate", "warn"], [0]),
 }
 RUN_ALL = """

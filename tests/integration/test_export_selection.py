@@ -342,3 +342,12 @@ def test_the_order_of_merged_datasets_means_nothing(command, tiny_codec, tools, 
         assert tools.tree_of(tmp_path / f"a-{shuffle}") == tools.tree_of(tmp_path / f"b-{shuffle}")
     assert manifest_of(tmp_path / "a-none")["counts"]["clips"] == 3
     assert manifest_of(tmp_path / "a-none")["drops"] == {"duplicate_id": 1}
+
+
+def test_null_puts_the_default_in_the_place_of_a_number(command, dataset, tmp_path):
+    few = ("--set", "export.windows_per_shard=60")
+    assert command("export", dataset, tmp_path / "few", *few, "--local").code == 0
+    for name, words in {"kept": (), "default": ("--set", "export.windows_per_shard=null")}.items():
+        assert command("export", dataset, tmp_path / name, *words, "--local").code == 0
+    assert manifest_of(tmp_path / "few")["export"]["windows_per_shard"] == 60
+    assert manifest_of(tmp_path / "default")["export"]["windows_per_shard"] == 16_384

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 
 from jobs.session.session import open_session
-from pipeline.dataset.token_store import missing_units
-from pipeline.estimate.job_estimate import estimate_job
+from pipeline.estimate.job_plan import Asked, plan_job
 from pipeline.job.request import prepare
 from pipeline.job.tokenize_job import runs_of, stages_of
 from pipeline.plan.plan import make_plan
+from pipeline.run.observer import JobObserver
 from pipeline.settings.job_config import TokenizeRequest, load_config
 
 
@@ -44,7 +45,7 @@ def test_plan_needs_no_output_and_counts_as_the_run_does(plan, command, tiny_cor
         sum(part["hours"] for part in manifest["splits"].values()), abs=1e-6
     )
     assert found["plan"] == json.loads(next((tmp_path / "o").glob("runs/*/run.json")).read_text())["plan"]
-    assert (found["probe"], found["forecast"], found["deadline"]) == (None, None, None)
+    assert (found["probe"], found["forecast"]) == (None, None)
     assert "nothing: this was a dry run" in text
 
 
@@ -83,11 +84,10 @@ def test_plan_measures_where_tokenizers_would_work(ray_local, tiny_corpus, tiny_
             return executor.ask_worker(question)
 
         elsewhere = replace(executor, ask_worker=ask, cpus_of_nodes=(0.0, *[8.0] * 16))
+        planned = plan_job(request, elsewhere, JobObserver(), Asked(time.monotonic(), None, None))
         job = prepare(request, elsewhere)
-        plan = make_plan(job.roots, job.contract.corpus)
-        estimate = estimate_job(job, plan, missing_units(job.store, plan.units), elsewhere)
     assert [question.args[0].num_threads for question in asked if isinstance(question, partial)] == [8]
-    assert estimate.costs.windows_per_s > 0
+    assert planned.estimate.costs.windows_per_s > 0
     threads = {num: stages_of(job, elsewhere, num).tokenizer.num_threads for num in (1, 15, 60)}
     assert threads == {1: 8, 15: 8, 60: 2}
 
@@ -114,14 +114,14 @@ def test_plan_probes_the_real_stages_and_keeps_nothing(plan, ray_local, tmp_path
     assert probe["executor"] == ("local" if local else "ray")
     assert probe["windows_per_s"] > 0
     assert forecast["wall_s"] == pytest.approx(sum(forecast["seconds"].values()))
-    assert found["deadline"]["holds"] is True
+    assert forecast["holds"] is True
     assert "deadline holds" in text
     assert not (tmp_path / "o").exists()
 
 
 def test_plan_says_that_a_deadline_does_not_hold(plan):
     found, text = plan("--local", "--probe", "1", "--max-runtime", "0.001")
-    assert found["deadline"]["holds"] is False
+    assert found["forecast"]["holds"] is False
     assert "does not hold" in text
     assert "--probe 60 says whether it holds" in plan("--local", "--deadline", "06:00")[1]
 

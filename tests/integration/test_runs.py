@@ -30,7 +30,7 @@ def reference(command, arguments, tools, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [("--max-runtime", "0s"), ("--set", "run.max_runtime=0.0s")])
-def test_a_run_whose_time_is_over_exits_3_and_continues(command, arguments, tools, reference, tmp_path, limit):
+def test_a_run_whose_time_is_over_exits_75_and_continues(command, arguments, tools, reference, tmp_path, limit):
     outcome = command(*arguments, *limit)
     assert outcome.code == 75, outcome.text
     assert "continues" in outcome.text

@@ -22,7 +22,7 @@ from pipeline.contract.windows import valid_frames, window_starts
 from pipeline.dataset.token_store import TokenStore, fragment_to_bytes
 from pipeline.executors.plain_loop import build_here
 from pipeline.export.build import Fragment
-from pipeline.export.dataset import ExportSource, export_dataset
+from pipeline.export.export_dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
 from pipeline.plan.units import Unit
 from pipeline.run.observer import JobObserver

@@ -127,7 +127,7 @@ def certify(
     settings: Settings = None,
 ) -> None:
     """Encode a sample again in other orders, batch sizes and precisions and in float64, and count bits that flip."""
-    with reported(only_reads=True):
+    with reported(only_reads=json_file is None):
         job = job_config(None, settings, {"max_flip_rate": max_flip_rate})
         from jobs.commands.dataset.report_command import run_certify
         from pipeline.verify.deep import DeepRequest
@@ -150,7 +150,7 @@ def diff(
     settings: Settings = None,
 ) -> None:
     """Explain the difference of two datasets: settings, clips, windows, bits by scale."""
-    with reported(only_reads=True):
+    with reported(only_reads=json_file is None):
         job = job_config(None, settings, {})
         from jobs.commands.dataset.diff_command import run_diff
 

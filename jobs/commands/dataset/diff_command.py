@@ -25,7 +25,7 @@ def run_diff(ours: str, theirs: str, json_file: str | None, config: JobConfig, c
     with console.status("comparing"):
         difference = compare_datasets(datasets[0], datasets[1], lambda path: None)
     if json_file is not None:
-        write_json(json_file, difference.described())
+        write_json(json_file, difference.described(), config.run.storage_options)
     for name, dataset in zip("AB", datasets, strict=True):
         version = f"  version {dataset.manifest.version}"
         console.print(f"{name}  {escape(str(dataset.folder))}{version}", highlight=False, soft_wrap=True)

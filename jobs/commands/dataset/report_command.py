@@ -91,7 +91,7 @@ def run_certify(output: str, request: DeepRequest, json_file: str | None, config
     over = certificate.over_budget(budget) if budget is not None else []
     if json_file is not None:
         tree = {**certificate.described(), "max_flip_rate": budget, "is_within_budget": not over}
-        write_json(json_file, tree)
+        write_json(json_file, tree, config.run.storage_options)
     console.print(
         f"{certificate.num_windows:,} windows, {certificate.precision} on {certificate.device}: bits that differ from"
         " the usual encoding here, or from float64, by tokens of the scale",

@@ -14,8 +14,8 @@ from pipeline.dataset.open_dataset import BitCounts, OpenDataset, open_dataset
 from pipeline.errors import OutputMismatchError, VerifyError
 from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder
-from pipeline.verify.dataset import verify_dataset
 from pipeline.verify.deep import TOLERATED_SHARE, DeepRequest, deep_verify, prepare_deep
+from pipeline.verify.verify_dataset import verify_dataset
 
 
 def run_verify(output: str, config: JobConfig, console: Console) -> bool:
@@ -70,8 +70,13 @@ def run_deep_verify(output: str, request: DeepRequest, config: JobConfig, consol
     Raises:
         RequestError: inputs or checkpoint are missing, or not those of the dataset.
     """
+    try:
+        dataset = open_at(output, config)
+    except (OutputMismatchError, VerifyError) as error:
+        _print_findings([str(error)], 1, console)
+        return False
     with console.status("planning"):
-        job = prepare_deep(open_at(output, config), request, config.run)
+        job = prepare_deep(dataset, request, config.run)
     if not run_verify(output, config, console):
         return False
     with console.status("encoding again"):

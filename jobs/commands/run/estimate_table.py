@@ -13,8 +13,7 @@ from rich.markup import escape
 from jobs.output.display import counted, size_text
 
 if TYPE_CHECKING:  # they import torch
-    from pipeline.estimate.forecast import DeadlineForecast, Forecast
-    from pipeline.estimate.job_estimate import JobEstimate
+    from pipeline.estimate.forecast import Forecast, JobEstimate
     from pipeline.estimate.probe import ProbeFigures
 
 LARGE_SHARD_BYTES = 1 << 30
@@ -45,22 +44,24 @@ def print_estimate(estimate: JobEstimate, console: Console) -> None:
         say(console, "hint", "shards are built in memory: set export.windows_per_shard lower")
 
 
-def print_forecast(forecast: Forecast, deadline: DeadlineForecast | None, console: Console) -> None:
+def print_forecast(forecast: Forecast, device: str, console: Console) -> None:
     """Print what a probe means for the whole job."""
     parts = ", ".join(f"{name} {duration_text(s)}" for name, s in forecast.seconds.items() if s >= 1)
-    say(console, "wall time", f"about {duration_text(forecast.wall_s)}  ({parts})")
-    of = "of all cores" if forecast.device.startswith("cpu") else ""
+    say(
+        console, "wall time", f"about {duration_text(forecast.wall_s)}  ({parts}), and some seconds for gate and report"
+    )
+    of = "of all cores" if device.startswith("cpu") else ""
     say(console, "CPU hours" if of else "GPU-hours", f"{forecast.device_hours:,.2f} {of}".rstrip())
-    if deadline is None:
+    if forecast.seconds_left is None:
         return
-    left = duration_text(deadline.seconds_left)
-    if deadline.holds:
-        say(console, "deadline", f"holds: {left} are left")
-    elif deadline.needed_actors is None:
-        say(console, "deadline", f"does not hold, {left} are left: let the job continue in another run")
+    left = f"{duration_text(forecast.seconds_left)} are left"
+    if forecast.holds:
+        say(console, "deadline", f"holds: {left}")
+    elif forecast.needed_actors is None:
+        say(console, "deadline", f"does not hold, {left}: let the job continue in another run")
     else:
-        needed = counted(deadline.needed_actors, "tokenizer")
-        say(console, "deadline", f"does not hold, {left} are left: it takes {needed}, or another run that continues")
+        needed = counted(forecast.needed_actors, "tokenizer")
+        say(console, "deadline", f"does not hold, {left}: it takes {needed}, or another run that continues")
 
 
 def print_probe(probe: ProbeFigures, console: Console) -> None:

@@ -87,8 +87,8 @@ class JobOptions:
                 "run.address": self.address,
                 "input.clips.include": self.clips,
                 "input.clips.exclude": self.exclude,
-                "run.deadline": self.deadline,
-                "run.max_runtime": self.max_runtime,
+                "run.deadline": self.deadline or None,
+                "run.max_runtime": self.max_runtime or None,
             }
         )
         job = job_config(self.config, self.settings, options)

@@ -48,7 +48,7 @@ def run_plan(request: TokenizeRequest, probe_s: float | None, json_file: str | N
 
         planned = plan_job(whole, executor, display, Asked(began, probe_s, stop_at))
     if json_file is not None:
-        write_json(json_file, planned.described())
+        write_json(json_file, planned.described(), run.storage_options)
     _print_plan(planned, probe_s, stop_at is not None, console)
     return planned
 
@@ -69,7 +69,7 @@ def _print_plan(planned: JobPlan, probe_s: float | None, is_limited: bool, conso
         say(console, "look", line)
     if planned.probe is not None and planned.forecast is not None:
         print_probe(planned.probe, console)
-        print_forecast(planned.forecast, planned.deadline, console)
+        print_forecast(planned.forecast, planned.estimate.device, console)
     elif probe_s is not None:
         say(console, "probed", "nothing: every unit is tokenized")
     elif is_limited:

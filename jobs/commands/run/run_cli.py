@@ -85,7 +85,7 @@ def plan(
     json_file: JsonFile = None,
 ) -> None:
     """Say what a job would write and how long it would take, before it runs."""
-    with reported(only_reads=True):
+    with reported(only_reads=json_file is None):
         request = options.request(inputs, dataset, checkpoint)
         from jobs.commands.run.plan_command import run_plan
 
@@ -125,7 +125,7 @@ def runs(
     settings: Settings = None,
 ) -> None:
     """Compare the runs of a dataset, each with the one before: speed, drops, drift of codes, settings."""
-    with reported(only_reads=True):
+    with reported(only_reads=json_file is None):
         job = job_config(None, settings, {})
         from jobs.commands.run.runs_command import run_runs
 

@@ -34,7 +34,8 @@ def run_runs(output: str, last: int, json_file: str | None, config: JobConfig, c
     if not compared:
         raise InputNotFoundError(f"{folder} holds no runs/<run_id>/run.json: name the folder that tokenize wrote")
     if json_file is not None:
-        write_json(json_file, {"runs": [item.described() for item in compared]})
+        tree = {"runs": [item.described() for item in compared]}
+        write_json(json_file, tree, config.run.storage_options)
     console.print(_table(compared))
     for item in compared:
         for line in (*_findings(item), *item.changes):

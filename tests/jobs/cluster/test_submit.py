@@ -32,6 +32,7 @@ def test_exit_code_of_a_failed_job_is_that_of_its_command(code):
         ("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED", 75),
         ("FAILED", None, "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", 75),
         ("FAILED", None, "RUNTIME_ENV_SETUP_FAILURE", 2),
+        ("FAILED", 127, None, 2),
         ("FAILED", 99, None, 70),
     ],
 )

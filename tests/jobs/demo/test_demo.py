@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from jobs.app import check_command
 from jobs.demo import demo as demo
-from jobs.demo.demo import make_clips, motion_files, put, read_snippet, run_demo, window_picture
+from jobs.demo.demo import make_clips, motion_files, next_commands, put, read_snippet, run_demo, window_picture
 from jobs.demo_codecs.demo_corpus import FIRST_SEEDS
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import VerifyError
@@ -150,3 +152,9 @@ def test_window_picture_shows_bits_over_one_time_axis() -> None:
     assert lines[3] == f"{'  4 tokens':<12}{('▀' * 13 + ' ' * 13) * 2}"
     assert lines[6].endswith("4 s")
     assert max(map(len, lines)) <= 76
+
+
+def test_next_commands_are_commands(tmp_path):
+    for line in next_commands(tmp_path, "clip one").splitlines():
+        words = shlex.split(line.partition("#")[0])
+        assert check_command(words[words.index("-m") + 2 :] if "-m" in words else words[1:]).params

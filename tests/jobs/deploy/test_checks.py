@@ -136,7 +136,13 @@ def test_check_deployment_accepts_options_without_a_key(arguments):
         (["deploy.time_zone=../tz"], "deploy.time_zone: '../tz' is unknown"),
         (["run.max_runtime=soon"], "duration 'soon': write 90m"),
         (["run.deadline='2099-01-01T06:00'"], "run.deadline: 2099-01-01T06:00 comes once"),
-        (["run.max_runtime=null"], "run.deadline: missing, and run.max_runtime too"),
+        (["run.max_runtime=null"], "may be active at the next start"),
+        (["run.max_runtime=25h"], "may be active at the next start"),
+        (["run.max_runtime=8h", "deploy.retries=2"], "may be active at the next start"),
+        (["deploy.schedule=0 */4 * * *"], "deploy.schedule (0 */4 * * *)"),
+        (["run.max_runtime=null", "run.deadline='22:00'"], "may be active at the next start"),
+        (["deploy.schedule=0 22 * *"], "deploy.schedule: '0 22 * *' is no schedule"),
+        (["deploy.schedule=99 99 * * 7"], "is no schedule"),
     ],
 )
 def test_check_deployment_refuses_a_clock_that_does_not_fit(settings, wanted):
@@ -189,8 +195,8 @@ def test_check_deployment_accepts_what_is_no_credential(settings):
     ("settings", "longest_s"),
     [
         (["run.max_runtime=7h"], 7 * 3600),
-        (["run.max_runtime=null", "run.deadline='06:00'"], 24 * 3600),
-        (["run.max_runtime=30h", "run.deadline='06:00'"], 24 * 3600),
+        (["run.max_runtime=null", "run.deadline='06:00'", "deploy.start=nightly"], 8 * 3600),
+        (["run.max_runtime=3h", "run.deadline='06:00'", "deploy.start=nightly"], 3 * 3600),
     ],
 )
 def test_check_deployment_says_how_long_a_try_may_last(settings, longest_s):

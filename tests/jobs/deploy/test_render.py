@@ -266,7 +266,7 @@ def test_render_fills_groups_clock_and_credentials(filled):
         ]
     assert resources["motion-tokens-environment"]["data"]["TZ"] == "Europe/Berlin"
     # from 21:30 to 06:00, the drain of 35 s, and an hour for the cluster to stand
-    assert spec["jobTemplate"]["activeDeadlineSeconds"] == 24 * 3600 + 35 + 3600
+    assert spec["jobTemplate"]["activeDeadlineSeconds"] == 8.5 * 3600 + 35 + 3600
 
 
 def test_render_gives_every_pod_the_time_to_end(filled):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.session.streams import guarded, part_with
 from pipeline.dataset.manifest import read_manifest
 from pipeline.storage import Folder
-from pipeline.verify.dataset import verify_dataset
+from pipeline.verify.verify_dataset import verify_dataset
 
 COMMAND = (sys.executable, "-m", "jobs.cli")
 WORK = ("--local", "--set", "gate=off", "--set", "run.report=false")
@@ -85,3 +86,36 @@ def test_a_command_in_a_pipe_prints_what_it_prints_to_a_file(place):
     piped = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "sound" in piped.stdout
     assert piped.stderr == ""
+
+
+@pytest.mark.parametrize("closed", ["0>&- >&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("words", "code"), [("--help", 0), ("inspect nowhere", 2)])
+def test_a_command_without_a_stream_ends_as_it_would_have(closed, words, code):
+    line = f"{sys.executable} -m jobs.cli {words} {closed}"
+    assert subprocess.run(["/bin/sh", "-c", line], capture_output=True, check=False).returncode == code
+
+
+def test_the_file_of_json_is_written_though_nobody_reads_the_rest(place, tmp_path):
+    words = ["diff", str(place / "tokens"), str(place / "tokens"), "--json", str(tmp_path / "d.json")]
+    assert run_into_closed_pipe(words)[0] == 0
+    assert (tmp_path / "d.json").exists()
+
+
+def test_part_with_leaves_a_file_that_took_its_number_alone(tmp_path):
+    with (tmp_path / "a").open("w") as file:
+        stream = guarded(file)
+        stream.write("before")
+        part_with(stream)
+        number = file.fileno()
+    with (tmp_path / "b").open("w") as other:
+        assert other.fileno() == number
+        stream.write("late\n")
+        stream.flush()
+    assert ((tmp_path / "a").read_text(), (tmp_path / "b").read_text()) == ("before", "")
+
+
+def test_work_that_cannot_be_written_ends_with_74(place, tmp_path):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "runs").write_text("a file where a folder is to be")
+    ended = subprocess.run([*COMMAND, *tokenize(place, tmp_path / "o")], capture_output=True, text=True, check=False)
+    assert (ended.returncode, "cannot write" in ended.stderr) == (os.EX_IOERR, True), ended.stderr

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.estimate.forecast import AroundSeconds, forecast_deadline, forecast_job
-from pipeline.estimate.job_estimate import JobEstimate
+from pipeline.estimate.forecast import JobEstimate, forecast_job
 from pipeline.estimate.probe import ProbeFigures
 from pipeline.estimate.window_costs import WindowCosts
 from pipeline.estimate.window_count import WindowCount
@@ -26,20 +25,20 @@ PROBE = ProbeFigures(
 )  # fmt: skip
 ON_CPUS = replace(PROBE, num_gpus=0.0)
 NUM_CPUS = 10
-AROUND = AroundSeconds(start=6.0, plan=3.0, gate=2.0, report=5.0)
+BEFORE = {"start": 6.0, "plan": 3.0}
 
 
 def test_forecast_job_adds_up_what_is_left():
-    forecast = forecast_job(ESTIMATE, PROBE, AROUND, NUM_CPUS)
-    wanted = {"start": 6.0, "plan": 3.0, "workers": 20.0, "tokenize": 55.0, "gate": 2.0, "export": 3.5, "report": 5.0}
-    assert forecast.seconds == wanted
-    assert forecast.wall_s == 94.5
+    forecast = forecast_job(ESTIMATE, PROBE, BEFORE, NUM_CPUS)
+    assert forecast.seconds == {"start": 6.0, "plan": 3.0, "workers": 20.0, "tokenize": 55.0, "export": 3.5}
+    assert forecast.wall_s == 87.5
+    assert (forecast.holds, forecast.seconds_left) == (True, None)
     assert forecast.device_hours == pytest.approx(4 * 75 / 3600)
 
 
 def test_forecast_job_counts_the_gpus_that_tokenizers_take():
     shared = replace(PROBE, num_gpus=2.0)  # four tokenizers on two of four
-    forecast = forecast_job(ESTIMATE, shared, AROUND, NUM_CPUS)
+    forecast = forecast_job(ESTIMATE, shared, BEFORE, NUM_CPUS)
     assert forecast.device_hours == pytest.approx(2 * 75 / 3600)
 
 
@@ -55,13 +54,13 @@ def test_forecast_job_counts_the_gpus_that_tokenizers_take():
 )
 def test_forecast_job_builds_as_many_shards_at_once_as_there_are_cpus(executor, num_cpus, is_extended, seconds):
     estimate, probe = replace(ESTIMATE, is_extended=is_extended), replace(PROBE, executor=executor)
-    forecast = forecast_job(estimate, probe, AROUND, num_cpus)
+    forecast = forecast_job(estimate, probe, BEFORE, num_cpus)
     assert forecast.seconds["export"] == pytest.approx(seconds)
 
 
 def test_forecast_job_in_one_process_adds_reading_where_no_task_came_through():
     probe = replace(ON_CPUS, executor="local", num_actors=1, num_runs=0)
-    forecast = forecast_job(ESTIMATE, probe, AROUND, NUM_CPUS)
+    forecast = forecast_job(ESTIMATE, probe, BEFORE, NUM_CPUS)
     assert forecast.seconds["tokenize"] == pytest.approx(5 + 5000 * (0.01 + 2.0 / 1000))
 
 
@@ -70,9 +69,11 @@ def test_job_estimate_counts_what_is_left():
     assert ESTIMATE.device_hours == pytest.approx(100 / 3600)
 
 
-def test_forecast_deadline_says_what_it_would_take():
-    forecast = forecast_job(ESTIMATE, PROBE, AROUND, NUM_CPUS)
-    assert forecast_deadline(forecast, 100.0).holds
-    tight = forecast_deadline(forecast, 67.0)
-    assert (tight.holds, tight.needed_actors) == (False, 8)
-    assert forecast_deadline(forecast, 20.0).needed_actors is None
+def test_forecast_job_says_what_a_deadline_would_take():
+    def forecast(seconds_left):
+        found = forecast_job(ESTIMATE, PROBE, BEFORE, NUM_CPUS, seconds_left)
+        return found.holds, found.needed_actors
+
+    assert forecast(100.0) == (True, 4)
+    assert forecast(60.0) == (False, 8)  # 27.5 s for what took 55
+    assert forecast(20.0) == (False, None)

@@ -32,7 +32,7 @@ from pipeline.settings.job_config import TokenizeRequest, load_config
 from pipeline.stages.blocks import TokenBlock
 from pipeline.stages.tokenize_stage import constants_to_npz
 from pipeline.storage import Folder
-from pipeline.verify.dataset import verify_dataset
+from pipeline.verify.verify_dataset import verify_dataset
 
 OPERATIONS = ("list_files", "list_names", "stat", "read", "read_range", "open", "publish", "publish_new", "delete")
 WRITES = ("publish", "publish_new", "delete")

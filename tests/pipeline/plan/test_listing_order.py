@@ -15,7 +15,7 @@ from pipeline.contract.specs import Contract, ExportSpec, Numerics
 from pipeline.dataset.token_store import TokenStore
 from pipeline.executors.plain_loop import build_here
 from pipeline.export.build import Fragment
-from pipeline.export.dataset import ExportSource, export_dataset
+from pipeline.export.export_dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
 from pipeline.plan.plan import make_plan, plan_to_bytes
 from pipeline.plan.units import Unit

@@ -101,7 +101,7 @@ def test_parse_where_knows_one_spelling():
     assert wanted == "speaker == 'anna' and num_frames > 500"
     assert parse_where('  (speaker=="anna")   and (num_frames>500) ').text == wanted
     assert parse_where("((a == 1 and b == 2) and (c == 3 or (d == 4 and e == 5)))").text == (
-        "a == 1 and b == 2 and (c == 3 or (d == 4 and e == 5))"
+        "a == 1 and b == 2 and (c == 3 or d == 4 and e == 5)"
     )
     assert parse_where("not(a==-1 or b in (1,2.5))").text == "not (a == -1 or b in [1, 2.5])"
     assert parse_where('a.startswith("x") or 1<b<=3 or c is not None').text == (

@@ -3,11 +3,14 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from pipeline.contract.drop_reasons import ClipProblem
 from pipeline.errors import InputFormatError, StorageError
+from pipeline.inspect.motion_file import stored_fields
+from pipeline.settings.job_config import InputConfig, load_config
 from pipeline.sources.clip import Part
 from pipeline.sources.registry import SUFFIXES, cut_file, format_of, read_part
 from pipeline.storage import Folder, StoredFile
@@ -65,3 +68,17 @@ def test_read_part_failing_disk_is_storage_error_and_no_bad_clip(
     monkeypatch.setattr(Folder, "open", lambda *_: FailingFile())
     with pytest.raises(StorageError, match="Input/output error"):
         list(read_part(Folder(str(tmp_path)), Part("", "a", file_format), make_corpus(), make_codec()))
+
+
+def test_every_format_can_be_asked_for_read_and_looked_into(
+    tmp_path: Path, make_corpus: Make, make_codec: Make
+) -> None:
+    """A format that stands in one place only is refused, or ends in an internal error."""
+    asked = set(get_args(InputConfig.model_fields["format"].annotation)) - {"auto"}
+    assert asked == set(SUFFIXES.values())
+    for name in asked:
+        (tmp_path / f"a.{name}").write_bytes(b"damaged")
+        folder, part = Folder(str(tmp_path)), Part("", f"a.{name}", name)
+        config = load_config(None, [f"input.format={name}"])
+        assert all(isinstance(clip, ClipProblem) for clip in read_part(folder, part, make_corpus(), make_codec()))
+        assert stored_fields(folder, part.path, config) == []

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.sources.clip import MeasurableClip
+from pipeline.sources.clip import RawClip
 from pipeline.stages.measure import UnitStatistics, hours_of, length_bin, next_length_bin
 from pipeline.stages.moments import MOMENT_FIELDS
 
 
 def clip(name, frames, dims=3, fps=25.0, seed=None):
     rng = np.random.default_rng(len(name) + frames if seed is None else seed)
-    return MeasurableClip(name, f"{name}.npz", "", rng.normal(size=(frames, dims)).astype(np.float32), fps)
+    return RawClip(name, f"{name}.npz", "", rng.normal(size=(frames, dims)).astype(np.float32), fps)
 
 
 def unit_of(*clips):

@@ -62,8 +62,8 @@ def _overlaps(job: JobConfig, deploy: DeployConfig, starts: list[tuple[datetime,
         if lasts_s is None or lasts_s * tries >= (following - start).total_seconds():
             yield (
                 f"run.deadline, run.max_runtime: a run that deploy.schedule ({deploy.schedule}) starts at"
-                f" {start:%a %H:%M} may be active at the next start, {following:%a %H:%M}, beside a second cluster; stop"
-                " it earlier, or set run.when_active: leave"
+                f" {start:%a %H:%M} may be active at the next start, {following:%a %H:%M}, beside a second cluster;"
+                " stop it earlier, or set run.when_active: leave"
             )
             return
 

@@ -150,6 +150,8 @@ def test_assign_splits_depends_on_the_id_alone(tools):
     splits = split_names(clips, spec, {})
     assert 0.77 < splits.count("train") / 4000 < 0.83
     assert 0.08 < splits.count("val") / 4000 < 0.12
+    uneven = tools.spec(splits=SplitConfig(ratios={"train": 0.7, "val": 0.25, "test": 0.05}))
+    assert split_names(clips, uneven, {}).count("test") / 4000 < 0.07
     some = join_ledgers([ledger(*({"clip_id": name} for name in names[::7]))])
     assert split_names(some, spec, {}) == splits[::7]
     salted = spec.model_copy(update={"splits": spec.splits.model_copy(update={"salt": "x"})})

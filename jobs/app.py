@@ -25,7 +25,7 @@ from pipeline.run.stopping import Stopped
 from pipeline.settings.job_config import JobConfig, load_config
 
 EXIT_FOUND = 1
-"""Of verify, diff and certify: something was found. Of others it says nothing: they died without a word."""
+"""Of verify, diff and certify: something was found. No other command ends so by itself."""
 TWO_CONFIGURATIONS = "--preset and --model-config say the same thing: give one of them"
 ORDER = (
     *("demo", "inspect", "stats", "train", "plan", "tokenize", "replay", "runs"),

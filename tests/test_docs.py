@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
 from jobs.cli import app
+from jobs.cluster.submit import MEANINGS
 from pipeline.contract import schema
 from pipeline.contract.columns import token_schema
 from pipeline.contract.drop_reasons import DropReason
@@ -320,3 +321,22 @@ def test_links_of_documents_lead_somewhere(document):
             titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert anchor in slugs, link
+
+
+@pytest.mark.parametrize(
+    ("document", "title", "others"),
+    [("formats.md", "## Exit codes", {141}), ("operations.md", "## Exit codes and what to do", {137})],
+)
+def test_tables_of_exit_codes_name_those_that_there_are(document, title, others):
+    part = (ROOT / "docs" / document).read_text().partition(f"\n{title}\n")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in part.splitlines() if re.match(r"\| *\d", line)]
+    assert {int(code) for cell in cells for code in cell.split(",")} == set(MEANINGS) | others
+
+
+def test_no_document_promises_an_exit_code_that_there_is_not():
+    found = {
+        (path.name, int(code))
+        for path in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md")
+        for code in re.findall(r"(?:ends?|leaves|refuses) with (?:exit code )?(\d+)\b(?! [a-z]*s\b)", path.read_text())
+    }
+    assert {(name, code) for name, code in found if code not in {*MEANINGS, 137, 141}} == set()

@@ -5,7 +5,7 @@
     quality | executors | export                      judge, run, shard
     stages                                            read, tokenize, write, measure
     dataset                                           what lies in an output folder
-    run                                               lease, stop, observer, record
+    run                                               ownership, stop, observer, record
     plan                                              files -> units
     sources (formats/)                                files -> clips
     contract                                          what decides bytes

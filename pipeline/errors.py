@@ -62,6 +62,10 @@ class VerifyError(DataError):
     """A dataset does not hold what its manifest promises."""
 
 
+class DamagedFragmentError(VerifyError):
+    """A fragment of a token store holds other bytes than were written."""
+
+
 class GateFailedError(DataError):
     """Decoded tokens are too far from the motion they were made from."""
 
@@ -82,6 +86,14 @@ class ResourcesError(IncompleteError):
 
 class StorageError(IncompleteError):
     """Storage did not answer after all retries."""
+
+
+class OwnershipLostError(IncompleteError):
+    """Another run has taken over the output."""
+
+
+class UploadAbandonedError(StorageError):
+    """A file was stopped on its way by another run."""
 
 
 class OutputError(StorageError):

@@ -35,6 +35,7 @@ from pipeline.hashing import digest_of
 from pipeline.plan.plan import Plan
 from pipeline.plan.units import Unit
 from pipeline.run.observer import JobObserver
+from pipeline.run.ownership import Ownership
 from pipeline.settings.job_config import JobConfig
 from pipeline.sources.clip import Part
 from pipeline.stages.blocks import RUN_LEDGER_SCHEMA, TokenBlock
@@ -128,7 +129,6 @@ def make_store(output: Folder, num_windows: int, config: JobConfig, unit_windows
         numerics=Numerics(device="bench", torch="none", pyarrow=pa.__version__),
     )
     store = TokenStore.of(output, contract.spec.spec_id)
-    store.publish_contract(contract)
     nothing = np.zeros((codec.num_tokens, codec.code_dim // 8), np.uint8)
     constants = constants_to_npz(nothing, nothing, np.array(codec.patch_nums, np.int32))
     store.folder.publish(CONSTANTS_PATH, constants)
@@ -141,7 +141,9 @@ def make_store(output: Folder, num_windows: int, config: JobConfig, unit_windows
         writer.write(_block(unit, clips, contract, rng))
         units.append(unit)
     plan = Plan(tuple(sorted(units, key=lambda unit: unit.key)))
-    store.publish_plan(plan)
+    with Ownership(output, "bench").held() as owner:
+        store.publish_contract(owner, contract)
+        store.publish_plan(owner, plan)
     return _Store(output, store, contract, plan)
 
 
@@ -149,10 +151,10 @@ def export_store(made: _Store, config: JobConfig, executor: Executor) -> Manifes
     """Export a store's fragments and publish the dataset, as the last steps of a job do."""
     fragments = tuple(Fragment(0, unit.key, unit.stamp) for unit in made.plan.units)
     source = ExportSource((made.store,), fragments, made.contract)
-    exported = export_dataset(
-        source, made.output, export_spec(config, made.contract.spec), {}, executor.build, JobObserver()
-    )
-    publish_dataset(made.output, exported, made.store, made.plan)
+    export = export_spec(config, made.contract.spec)
+    with Ownership(made.output, "bench").held() as owner:
+        exported = export_dataset(source, owner, export, {}, executor.build, JobObserver())
+        publish_dataset(owner, exported, made.store, made.plan)
     return exported.manifest
 
 

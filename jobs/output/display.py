@@ -19,8 +19,8 @@ from rich.table import Table
 from jobs.output.pace import Pace
 from pipeline.plan.plan import Plan
 from pipeline.run.account import UnitAccount
-from pipeline.run.lease import Heartbeat
 from pipeline.run.observer import JobObserver
+from pipeline.run.ownership import Heartbeat
 
 STAGE_WORDS = {
     "session": "starting Ray",
@@ -106,6 +106,12 @@ class Display(JobObserver):
         shown = escape(", ".join(first)) + (", .." if len(ids) > IDS_SHOWN else "")
         many = f"{len(ids):,} ids" if len(ids) > 1 else "one id"
         text = f"{setting} names {many} that no clip has: {shown}; compare with clip_id in index/clips.parquet"
+        self._console.print(f"  [yellow]warning[/yellow]: {text}", highlight=False, soft_wrap=True)
+
+    def on_damaged(self, paths: Sequence[str]) -> None:
+        """Warn of damaged fragments: a disk may be failing."""
+        shown = escape(", ".join(paths[:IDS_SHOWN])) + (", .." if len(paths) > IDS_SHOWN else "")
+        text = f"{len(paths):,} fragments are damaged and are computed again: {shown}; look at the disk"
         self._console.print(f"  [yellow]warning[/yellow]: {text}", highlight=False, soft_wrap=True)
 
     def on_lost_tokenizers(self, limit_s: float) -> None:

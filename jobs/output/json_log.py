@@ -17,8 +17,8 @@ from jobs.output.display import IDS_SHOWN, LINE_INTERVAL_S
 from jobs.output.pace import Pace
 from pipeline.plan.plan import Plan
 from pipeline.run.account import UnitAccount
-from pipeline.run.lease import Heartbeat
 from pipeline.run.observer import JobObserver
+from pipeline.run.ownership import Heartbeat
 
 
 class JsonLog(JobObserver):
@@ -78,6 +78,10 @@ class JsonLog(JobObserver):
     def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
         """Warn of ids in a list that no clip has."""
         self.say("unknown_ids", {"setting": setting, "count": len(ids), "first": list(ids[:IDS_SHOWN])}, "warning")
+
+    def on_damaged(self, paths: Sequence[str]) -> None:
+        """Warn of damaged fragments: a disk may be failing."""
+        self.say("damaged_fragments", {"count": len(paths), "first": list(paths[:IDS_SHOWN])}, "warning")
 
     def on_lost_tokenizers(self, limit_s: float) -> None:
         """Say what the job waits for, and how long."""

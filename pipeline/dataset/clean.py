@@ -17,7 +17,7 @@ from pipeline.dataset.paths import DEALT_PATH
 from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import ActiveRunError, OutputMismatchError
 from pipeline.plan.plan import plan_from_bytes
-from pipeline.run.lease import active_run
+from pipeline.run.ownership import Ownership, watch
 from pipeline.storage import Folder, StoredFile
 
 TEMPORARY_AGE_S = 3600.0
@@ -34,7 +34,7 @@ _FRAGMENT = re.compile(r"_store/([0-9a-f]{16})/fragments/[0-9a-f]{2}/([0-9a-f]+)
 _SHARD = re.compile(r"(?:parquet/(\w+)/\1-[0-9a-f]{12}\.parquet|webdataset/(\w+)/\2-[0-9a-f]{12}\.tar)")
 _LIST = re.compile(r"webdataset/\w+/shards\.txt|index/windows\.parquet")
 _TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.tmp")
-_DEALT = re.compile(rf"{DEALT_PATH}/[^/]+")
+_DEALT = re.compile(rf"{DEALT_PATH}/.+")
 _RUN = re.compile(r"runs/[^/]+/run\.json")
 
 
@@ -67,7 +67,7 @@ def refuse_active_run(output: Folder) -> None:
     Raises:
         ActiveRunError: a run is active.
     """
-    run = active_run(output)
+    run = watch(output)
     if run is not None:
         raise ActiveRunError(
             f"run {run.run_id} on {run.host} (process {run.pid}) is active on {output}: clean when it has ended"
@@ -109,16 +109,15 @@ def find_outdated(output: Folder, keep: int) -> Cleaning:
     return Cleaning({kind: found for kind, found in outdated.items() if found}, kept, len(undated))
 
 
-def delete_outdated(output: Folder, cleaning: Cleaning) -> None:
-    """Delete what was found, one kind after the other; it can be stopped and done again at any time.
+def delete_outdated(owner: Ownership, cleaning: Cleaning) -> None:
+    """Delete what was found since this owner began, one kind after the other; it can be stopped and done again.
 
     Raises:
+        OwnershipLostError: another run has taken over; what it needs is not deleted any more.
         StorageError: storage did not answer after all retries.
     """
-    with ThreadPoolExecutor(DELETE_THREADS) as pool:
-        for files in cleaning.outdated.values():
-            for _ in pool.map(lambda file: output.delete(file.path), files):
-                pass
+    for files in cleaning.outdated.values():
+        owner.delete(file.path for file in files)
 
 
 def _publications(output: Folder, files: Iterable[StoredFile]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pipeline.contract.schema import SCHEMA_VERSION
 from pipeline.contract.specs import Contract
 from pipeline.dataset.paths import MANIFEST_PATH, STAGED_PATH
 from pipeline.errors import InputNotFoundError, OutputMismatchError, VerifyError
+from pipeline.run.ownership import Ownership
 from pipeline.storage import Folder
 
 _VERSION_URL = re.compile(r"(.+)/versions/([0-9a-f]{16})\.json")
@@ -170,10 +171,11 @@ def publish_version_record(output: Folder, manifest: Manifest) -> None:
     output.publish(f"versions/{manifest.version}.json", manifest.to_bytes())
 
 
-def publish_manifest(output: Folder, manifest: Manifest) -> None:
+def publish_manifest(owner: Ownership, manifest: Manifest) -> None:
     """Replace dataset.json: from now on this version is the dataset, and none is staged beside it."""
-    output.delete(STAGED_PATH)
-    output.publish(MANIFEST_PATH, manifest.to_bytes())
+    if owner.output.exists(STAGED_PATH):
+        owner.delete([STAGED_PATH])
+    owner.publish({MANIFEST_PATH: manifest.to_bytes()})
 
 
 def version_path(version: str, path: str) -> str:
@@ -218,9 +220,9 @@ def is_published(output: Folder) -> bool:
     return manifest is not None and manifest.status != "staged"
 
 
-def stage_manifest(output: Folder, manifest: Manifest) -> None:
+def stage_manifest(owner: Ownership, manifest: Manifest) -> None:
     """Name a version that failed the gate beside the published one."""
-    output.publish(STAGED_PATH, manifest.to_bytes())
+    owner.publish({STAGED_PATH: manifest.to_bytes()})
 
 
 def joined_status(manifests: Sequence[Manifest]) -> Status:

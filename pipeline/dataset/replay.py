@@ -55,13 +55,6 @@ def units_to_retry(dataset: OpenDataset, plan: Plan) -> list[Unit]:
     ]
 
 
-def give_free(dataset: OpenDataset, units: Sequence[Unit]) -> None:
-    """Delete the fragments of units, so that the next run of tokenize computes them again."""
-    store = TokenStore.of(dataset.folder, dataset.manifest.spec_id)
-    for unit in units:
-        store.folder.delete(store.fragment_path(unit.key, unit.stamp))
-
-
 def what_came_back(before: OpenDataset, after: OpenDataset) -> Replayed:
     """Compare the quarantine of two versions: clips that are kept now, of sources that had drops before."""
     dropped = before.clips.filter(pc.not_equal(before.clips["drop_reason"], ""))

@@ -1,40 +1,31 @@
 """The token store: one immutable Parquet fragment a unit; its presence under its name is its commit.
 
-Knows no Ray or torch. A fragment's footer carries the contract and the ledger of the unit's clips.
+Knows no Ray or torch.
 """
 
 from __future__ import annotations
 
-import base64
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.contract.schema import (
-    LEDGER_KEY,
-    LEDGER_SCHEMA,
-)
 from pipeline.contract.specs import Contract
-from pipeline.dataset.ledger import table_from_ipc, table_to_ipc
-from pipeline.dataset.parquet_shard import tokens_to_parquet
-from pipeline.errors import IncompleteError, MotionTokensError, OutputMismatchError, VerifyError
+from pipeline.dataset.fragment import fragment_columns, fragment_contract, fragment_ledger, fragment_rows
+from pipeline.errors import DamagedFragmentError, IncompleteError, MotionTokensError, OutputMismatchError
 from pipeline.hashing import canonical_json
 from pipeline.plan.plan import Plan, plan_from_bytes, plan_to_bytes
 from pipeline.plan.units import Unit
+from pipeline.run.ownership import Ownership
 from pipeline.storage import Folder
 
+_SPEC_ID = re.compile(r"[0-9a-f]{16}")
 LISTING_THREADS = 32
 LEDGERS_AT_ONCE = 64
-
-
-def fragment_to_bytes(tokens: pa.Table, ledger: pa.Table, contract: Contract) -> bytes:
-    """Return a fragment: token rows, and in its footer the contract and the ledger of its clips."""
-    footer = {LEDGER_KEY: base64.b64encode(table_to_ipc(ledger.cast(LEDGER_SCHEMA)))}
-    return tokens_to_parquet(tokens, contract.footer | footer)
+READ_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -71,21 +62,25 @@ class TokenStore:
 
         Raises:
             IncompleteError: it is missing.
-            VerifyError: it is damaged.
+            DamagedFragmentError: it holds other bytes than were written.
         """
         path = self.fragment_path(unit_key, stamp)
         try:
-            return pq.read_table(pa.BufferReader(self.folder.read(path)))
-        except (FileNotFoundError, pa.ArrowException) as error:
+            return fragment_rows(self.folder.read(path))
+        except (FileNotFoundError, pa.ArrowException, ValueError) as error:
             raise self._broken(path, error) from error
 
     def read_ledger(self, unit_key: str, stamp: str) -> pa.Table:
-        """Return a fragment's ledger from its footer alone."""
+        """Return a fragment's ledger from its footer alone.
+
+        Raises:
+            IncompleteError: it is missing.
+            DamagedFragmentError: its footer is not the one that was written.
+        """
         path = self.fragment_path(unit_key, stamp)
         try:
             with self.folder.open(path) as file:
-                metadata = pq.read_metadata(file).metadata
-            return table_from_ipc(base64.b64decode(metadata[LEDGER_KEY]))
+                return fragment_ledger(file)
         except (FileNotFoundError, pa.ArrowException, KeyError, ValueError) as error:
             raise self._broken(path, error) from error
 
@@ -94,20 +89,22 @@ class TokenStore:
 
         Raises:
             IncompleteError: it is missing.
-            VerifyError: it is damaged.
+            DamagedFragmentError: it holds other bytes than were written.
         """
         path = self.fragment_path(unit_key, stamp)
         try:
             with self.folder.open(path) as file:
-                return pq.ParquetFile(file).read(columns=list(names))
-        except (FileNotFoundError, pa.ArrowException) as error:
+                return fragment_columns(file, names)
+        except (FileNotFoundError, pa.ArrowException, ValueError) as error:
             raise self._broken(path, error) from error
 
     def _broken(self, path: str, error: Exception) -> MotionTokensError:
         """Return the error that says what to do about a fragment that is missing or damaged."""
         if isinstance(error, FileNotFoundError):
             return IncompleteError(f"{self.folder}/{path} is missing: run the same tokenize command again")
-        return VerifyError(f"{self.folder}/{path} is damaged ({error}): delete it, then run tokenize again")
+        return DamagedFragmentError(
+            f"{self.folder}/{path} is damaged ({error}): delete it, then run the same tokenize command again"
+        )
 
     def read_ledgers(self, units: Iterable[tuple[str, str]], threads: int = 8) -> Iterator[pa.Table]:
         """Yield the ledgers of (unit key, stamp) pairs, in their order; few are held at once."""
@@ -123,26 +120,44 @@ class TokenStore:
         except FileNotFoundError:
             return None
 
-    def publish_contract(self, contract: Contract) -> None:
+    def contract_of_fragments(self) -> Contract | None:
+        """Return the contract that one of the fragments was written under, or None where there is none.
+
+        Raises:
+            DamagedFragmentError: its footer is not the one that was written.
+        """
+        for prefix in self.folder.list_names("fragments"):
+            for name in self.folder.list_names(f"fragments/{prefix}"):
+                if not name.endswith(".parquet"):
+                    continue
+                path = f"fragments/{prefix}/{name}"
+                try:
+                    with self.folder.open(path) as file:
+                        return fragment_contract(file)
+                except (FileNotFoundError, pa.ArrowException, ValueError) as error:
+                    raise self._broken(path, error) from error
+        return None
+
+    def publish_contract(self, owner: Ownership, contract: Contract) -> None:
         """Write the contract of a new store."""
-        self.folder.publish("contract.json", canonical_json(contract.model_dump(mode="json")).encode())
+        owner.publish({"contract.json": canonical_json(contract.model_dump(mode="json")).encode()}, self.folder)
 
-    def forget_contract(self) -> None:
+    def forget_contract(self, owner: Ownership) -> None:
         """Give the output free for another contract; what fragments there are stay."""
-        self.folder.delete("contract.json")
+        owner.delete(["contract.json"], self.folder)
 
-    def publish_plan(self, plan: Plan) -> None:
+    def publish_plan(self, owner: Ownership, plan: Plan) -> None:
         """Write a plan under its digest."""
-        self.folder.publish(f"plans/{plan.digest}.parquet", plan_to_bytes(plan))
+        owner.publish({f"plans/{plan.digest}.parquet": plan_to_bytes(plan)}, self.folder)
 
-    def publish_version(self, version: str, plan: Plan, recipes: Iterable[str] = ()) -> None:
+    def publish_version(self, owner: Ownership, version: str, plan: Plan, recipes: Iterable[str] = ()) -> None:
         """Remember what a published dataset.json was made from.
 
         Args:
             version: digest of the dataset.json.
             recipes: what each of its shards was made from, shards in order; see export/reuse.py.
         """
-        self.folder.publish(f"published/{version}.txt", "\n".join([plan.digest, *recipes]).encode())
+        owner.publish({f"published/{version}.txt": "\n".join([plan.digest, *recipes]).encode()}, self.folder)
 
     def recipes_of_version(self, version: str) -> list[str]:
         """Return what each shard of a published dataset.json was made from, [] where that is not known."""
@@ -166,7 +181,30 @@ class TokenStore:
             ) from error
 
 
+def standing_contracts(output: Folder) -> dict[str, Contract]:
+    """Return the contracts of an output's stores by spec id, but of those that were given free."""
+    stores = [name for name in output.list_names("_store") if _SPEC_ID.fullmatch(name)]
+    contracts = {spec_id: TokenStore.of(output, spec_id).read_contract() for spec_id in stores}
+    return {spec_id: contract for spec_id, contract in contracts.items() if contract is not None}
+
+
 def missing_units(store: TokenStore, units: Sequence[Unit]) -> list[Unit]:
     """Return the units without a fragment, learned by listing alone."""
     committed = store.list_fragments()
     return [unit for unit in units if (unit.key, unit.stamp) not in committed]
+
+
+def damaged_units(store: TokenStore, units: Sequence[Unit]) -> list[Unit]:
+    """Return the units whose fragment holds other bytes than were written; each is read whole."""
+
+    def is_damaged(unit: Unit) -> bool:
+        try:
+            store.read_fragment(unit.key, unit.stamp)
+        except DamagedFragmentError:
+            return True
+        except IncompleteError:
+            return False
+        return False
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return [unit for unit, found in zip(units, pool.map(is_damaged, units), strict=True) if found]

@@ -36,9 +36,9 @@ from pipeline.hashing import digest_of
 from pipeline.plan.plan import units_digest
 from pipeline.run.drop_limit import check_dropped
 from pipeline.run.observer import JobObserver
+from pipeline.run.ownership import Ownership
 from pipeline.run.tasks import RunTasks
 from pipeline.sources.clip_filter import ClipFilter
-from pipeline.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ExportSource:
 
 def export_dataset(
     source: ExportSource,
-    output: Folder,
+    owner: Ownership,
     export: ExportSpec,
     listed: Mapping[str, str],
     run: RunTasks,
@@ -73,6 +73,7 @@ def export_dataset(
     """Write the shards of a token dataset from fragments; `publish_dataset` is the caller's last step.
 
     Args:
+        owner: of the output.
         listed: clip id -> split, for `splits.by: file`.
         run: runs tasks here or with Ray.
 
@@ -87,9 +88,9 @@ def export_dataset(
     unit_keys = [fragment.unit_key for fragment in fragments]
     clips, shares = _chosen_clips(source, fragments, export, observer)
     splits = assign_splits(clips, export, listed, shares)
-    builder = ShardBuilder(output, source.stores, source.contract, export.formats)
-    chosen = ClipsToExport(clips, splits, fragments, source.shuffle_bytes)
-    built = build_shards(chosen, builder, export, source.standing, run, observer)
+    builder = ShardBuilder(owner.output, source.stores, source.contract, export.formats)
+    chosen = ClipsToExport(clips, splits, fragments, source.shuffle_bytes, source.standing)
+    built = build_shards(chosen, owner, builder, export, run, observer)
 
     index = clip_index(clips, splits, built.layouts)
     contents: dict[str, bytes | memoryview] = {

@@ -14,6 +14,7 @@ from pipeline.dataset.paths import WINDOW_INDEX_PATH
 from pipeline.dataset.token_store import TokenStore
 from pipeline.export.reuse import Recipes
 from pipeline.plan.plan import Plan
+from pipeline.run.ownership import Ownership
 from pipeline.storage import Folder
 
 ALWAYS_WRITTEN = ("README.md", "constants.npz", "index/clips.parquet", "index/units.parquet", "quarantine.parquet")
@@ -34,42 +35,44 @@ class Exported:
 
 
 def publish_dataset(
-    output: Folder, exported: Exported, store: TokenStore | None = None, plan: Plan | None = None
+    owner: Ownership, exported: Exported, store: TokenStore | None = None, plan: Plan | None = None
 ) -> None:
     """Make an exported dataset the current one; killed at any moment, the one before stays whole.
 
     Args:
+        owner: of the output.
         store: remembers what the version was made from, where it stands in the same output.
         plan: the store's plan of it.
+
+    Raises:
+        OwnershipLostError: another run has taken over.
     """
-    _keep_version(output, exported, store, plan)
-    contents = exported.contents
-    with ThreadPoolExecutor(WRITE_THREADS) as pool:
-        list(pool.map(lambda path: output.publish(path, contents[path]), contents))
-    publish_manifest(output, exported.manifest)
-    remove_outdated(output, exported.manifest)
+    _keep_version(owner, exported, store, plan)
+    owner.publish(exported.contents)
+    publish_manifest(owner, exported.manifest)
+    owner.delete(outdated_files(owner.output, exported.manifest))
+    owner.make_sure()  # who was taken over just before may have been replaced already
 
 
-def stage_dataset(output: Folder, exported: Exported, store: TokenStore, plan: Plan) -> None:
+def stage_dataset(owner: Ownership, exported: Exported, store: TokenStore, plan: Plan) -> None:
     """Keep a dataset that failed the gate as a version, beside the published one that stays the current one."""
-    _keep_version(output, exported, store, plan)
-    stage_manifest(output, exported.manifest)
+    _keep_version(owner, exported, store, plan)
+    stage_manifest(owner, exported.manifest)
+    owner.make_sure()
 
 
-def _keep_version(output: Folder, exported: Exported, store: TokenStore | None, plan: Plan | None) -> None:
-    """Write everything of a version under its own name."""
-    contents, version = exported.contents, exported.manifest.version
+def _keep_version(owner: Ownership, exported: Exported, store: TokenStore | None, plan: Plan | None) -> None:
+    """Write everything of a version under its own name, which says its content."""
+    output, contents, version = owner.output, exported.contents, exported.manifest.version
     with ThreadPoolExecutor(WRITE_THREADS) as pool:
         list(pool.map(lambda path: output.publish(version_path(version, path), contents[path]), contents))
     if store is not None and plan is not None:
-        store.publish_version(version, plan, exported.recipes)
+        store.publish_version(owner, version, plan, exported.recipes)
     publish_version_record(output, exported.manifest)
 
 
-def remove_outdated(output: Folder, manifest: Manifest) -> None:
-    """Delete files of fixed names that an earlier export left and this one does not name."""
+def outdated_files(output: Folder, manifest: Manifest) -> list[str]:
+    """Return files of fixed names that an earlier export left and this one does not name."""
     named = {file.path for file in manifest.files}
     lists = [f"webdataset/{split}/shards.txt" for split in output.list_names("webdataset")]
-    for path in (WINDOW_INDEX_PATH, *lists):
-        if path not in named:
-            output.delete(path)
+    return [path for path in (WINDOW_INDEX_PATH, *lists) if path not in named and output.exists(path)]

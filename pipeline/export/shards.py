@@ -21,6 +21,7 @@ from pipeline.export.shuffle import TASK_BYTES, lay_out_shuffle
 from pipeline.export.splits import Splits
 from pipeline.export.window_index import WindowIndex
 from pipeline.run.observer import JobObserver
+from pipeline.run.ownership import Ownership
 from pipeline.run.tasks import RunTasks
 
 
@@ -34,6 +35,8 @@ class ClipsToExport:
     """By unit."""
     shuffle_bytes: int = TASK_BYTES
     """Token rows that a task of a global shuffle holds, about."""
+    standing: StandingShards = field(default_factory=StandingShards)
+    """Shards of an earlier version in the same output."""
 
 
 @dataclass
@@ -51,16 +54,16 @@ class BuiltShards:
 
 def build_shards(
     chosen: ClipsToExport,
+    owner: Ownership,
     builder: ShardBuilder,
     export: ExportSpec,
-    standing: StandingShards,
     run: RunTasks,
     observer: JobObserver,
 ) -> BuiltShards:
     """Write every shard that does not stand yet.
 
     Args:
-        standing: shards of an earlier version in the same output.
+        owner: of the output.
         run: runs tasks here or with Ray.
 
     Raises:
@@ -73,14 +76,14 @@ def build_shards(
         shuffle = lay_out_shuffle(chosen.clips, chosen.splits, chosen.fragments, renames, export, task_windows)
         built = BuiltShards((), [""] * shuffle.num_shards)
         observer.on_layout(shuffle.num_shards + len(shuffle.deals), num_windows)
-        results = shuffle.build(builder, run, observer.on_shard)
+        results = shuffle.build(owner, builder, run, observer.on_shard)
     else:
         unit_keys = [fragment.unit_key for fragment in chosen.fragments]
         layouts = lay_out_shards(chosen.clips, chosen.splits, unit_keys, export)
         tasks = _tasks(layouts, chosen.fragments, renames)
         built = BuiltShards(layouts, recipes_of(tasks, chosen.clips, builder.contract))
         observer.on_layout(len(layouts), num_windows)
-        results = _reused_and_built(tasks, built.recipes, builder, standing, run)
+        results = _reused_and_built(tasks, built.recipes, builder, chosen.standing, run)
     _take(results, built, export, observer)
     return built
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,8 @@ from pipeline.export.layout import pieces_of_units
 from pipeline.export.permutation import Permutation
 from pipeline.export.splits import Splits
 from pipeline.hashing import digest_of
+from pipeline.run.ownership import Ownership
 from pipeline.run.tasks import RunTasks
-from pipeline.storage import Folder
 
 Int64s = NDArray[np.int64]
 
@@ -38,6 +38,12 @@ TASK_BYTES = 64 << 20
 
 READ_THREADS = 8
 _POSITION = "position"
+_PLACE = np.dtype([("begin", "<i8"), ("mark", "<u8")])
+
+
+def _mark(path: str) -> int:
+    """Return what every place in a dealt file holds beside where its rows begin."""
+    return int(digest_of(path, 16), 16)
 
 
 @dataclass(frozen=True)
@@ -93,15 +99,21 @@ class DealTask:
     renames: tuple[Renames, ...]
     """By fragment."""
 
+    folder: str = ""
+    """Of this run, this plan and this export: nobody else's rows stand there."""
+
     @property
     def path(self) -> str:
         """Where the rows are put, relative to the output."""
-        return f"{DEALT_PATH}/{self.index:06}.bin"
+        return f"{self.folder}/{self.index:06}.bin"
 
 
 @dataclass(frozen=True)
 class Dealer:
-    """Deals rows to slots: a task's file begins with the places of the slots in it, then come their Arrow streams."""
+    """Deals rows to slots: a task's file begins with the places of the slots in it, then come their Arrow streams.
+
+    With each place stands a mark of whose file it is.
+    """
 
     builder: ShardBuilder
     splits: tuple[ShuffledSplit, ...]
@@ -114,14 +126,15 @@ class Dealer:
         num_slots = self.splits[-1].first_slot + self.splits[-1].num_slots
         edges = np.searchsorted(slots, np.arange(num_slots + 1))
         sink = io.BytesIO()
-        places = np.zeros(num_slots + 1, "<i8")
+        places = np.zeros(num_slots + 1, _PLACE)
+        places["mark"] = _mark(task.path)
         sink.write(places.tobytes())
         for slot in range(num_slots):
-            places[slot] = sink.tell()
+            places["begin"][slot] = sink.tell()
             if edges[slot] < edges[slot + 1]:
                 with pa.ipc.new_stream(sink, rows.schema) as writer:
                     writer.write_table(rows.slice(edges[slot], edges[slot + 1] - edges[slot]))
-        places[num_slots] = sink.tell()
+        places["begin"][num_slots] = sink.tell()
         del rows
         sink.seek(0)
         sink.write(places.tobytes())
@@ -169,7 +182,7 @@ class Gatherer:
         """Yield each shard of a slot once its files stand.
 
         Raises:
-            IncompleteError: a dealt file is gone or holds other rows: another run works on the output.
+            IncompleteError: a dealt file is gone or holds other rows.
         """
         split = self.splits[task.split]
         shards = task.shards(split)
@@ -179,7 +192,7 @@ class Gatherer:
         first = split.edge(shards[0])
         if not np.array_equal(positions[order], np.arange(first, split.edge(shards[-1] + 1))):
             raise IncompleteError(
-                f"{self.builder.output}/{DEALT_PATH} does not hold each window of split {split.split} once:"
+                f"{self.builder.output}/{DEALT_PATH}/.. does not hold each window of split {split.split} once:"
                 " run the same command again"
             )
         rows = rows.drop_columns([_POSITION])
@@ -196,8 +209,11 @@ class Gatherer:
     def _part(self, path: str, slot: int) -> pa.Table | None:
         output = self.builder.output
         try:
-            begin, end = np.frombuffer(output.read_range(path, 8 * slot, 8 * slot + 16), "<i8").tolist()
-            data = output.read_range(path, begin, end)
+            size = _PLACE.itemsize
+            places = np.frombuffer(output.read_range(path, size * slot, size * (slot + 2)), _PLACE)
+            if places["mark"].tolist() != [_mark(path)] * 2:
+                raise ValueError("it is of another run")
+            data = output.read_range(path, *places["begin"].tolist())
         except (FileNotFoundError, ValueError) as error:
             raise IncompleteError(
                 f"{output}/{path} is gone or cut short ({error}): run the same command again"
@@ -215,34 +231,34 @@ class Shuffle:
     splits: tuple[ShuffledSplit, ...]
     deals: tuple[DealTask, ...]
     gathers: tuple[GatherTask, ...]
+    digest: str
+    """Of the plan and of the export."""
 
     @property
     def num_shards(self) -> int:
         """Shards of all splits."""
         return sum(split.num_shards for split in self.splits)
 
-    def build(self, builder: ShardBuilder, run: RunTasks, on_dealt: Callable[[str], None]) -> Iterator[ShardResult]:
+    def build(
+        self, owner: Ownership, builder: ShardBuilder, run: RunTasks, on_dealt: Callable[[str], None]
+    ) -> Iterator[ShardResult]:
         """Yield every shard once its files stand; what was dealt is gone afterwards.
 
         Args:
+            owner: of the builder's output.
             on_dealt: told every file with dealt rows.
         """
-        forget_dealt(builder.output)  # of a run that was killed
+        owner.delete(file.path for file in owner.output.list_files(DEALT_PATH))  # of a run that was killed
+        deals = [replace(deal, folder=f"{DEALT_PATH}/{owner.run_id}-{self.digest}") for deal in self.deals]
         try:
             paths: list[str] = []
-            for path in run(self.deals, Dealer(builder, self.splits)):
+            for path in run(deals, Dealer(builder, self.splits)):
                 paths.append(path)
                 on_dealt(path)
             yield from run(self.gathers, Gatherer(builder, self.splits, tuple(sorted(paths))))
         finally:
-            forget_dealt(builder.output)
-
-
-def forget_dealt(output: Folder) -> None:
-    """Delete what a global shuffle put aside."""
-    files = [file.path for file in output.list_files(DEALT_PATH)]
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        list(pool.map(output.delete, files))
+            with ThreadPoolExecutor(READ_THREADS) as pool:
+                list(pool.map(owner.output.delete, [deal.path for deal in deals]))
 
 
 def lay_out_shuffle(
@@ -261,6 +277,7 @@ def lay_out_shuffle(
         renames: by unit.
         task_windows: what a task takes, about; no byte of the dataset depends on it.
     """
+    plan = [[fragment.store, fragment.unit_key, fragment.stamp] for fragment in fragments]
     shuffled: list[ShuffledSplit] = []
     pieces: dict[int, list[DealtPiece]] = {}
     for name in splits.names:
@@ -289,7 +306,8 @@ def lay_out_shuffle(
         for index, split in enumerate(shuffled)
         for shard in range(0, split.num_shards, split.shards_a_slot)
     )
-    return Shuffle(tuple(shuffled), tuple(_deals(pieces, fragments, renames, task_windows)), gathers)
+    digest = digest_of([plan, export.described()], 16)
+    return Shuffle(tuple(shuffled), tuple(_deals(pieces, fragments, renames, task_windows)), gathers, digest)
 
 
 def _deals(

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from pipeline.contract.resolve import default_windows_per_shard
 from pipeline.contract.specs import ExportSpec
 from pipeline.dataset.manifest import Manifest, joined_status, read_beside, read_manifest, shared_gate
-from pipeline.dataset.token_store import TokenStore
+from pipeline.dataset.paths import MARKER_PATH
+from pipeline.dataset.token_store import TokenStore, standing_contracts
 from pipeline.errors import ConfigError, OutputMismatchError
 from pipeline.export.build import Fragment
 from pipeline.export.export_dataset import ExportSource, export_dataset
@@ -24,19 +25,17 @@ from pipeline.export.reuse import StandingShards
 from pipeline.export.selection import check_columns
 from pipeline.export.splits import listed_splits
 from pipeline.hashing import canonical_json
-from pipeline.run.lease import RunLease
+from pipeline.job.request import OWN_NAMES
 from pipeline.run.observer import JobObserver
+from pipeline.run.ownership import Ownership
 from pipeline.run.tasks import RunTasks
 from pipeline.settings.job_config import JobConfig, SplitConfig
 from pipeline.sources.clip_filter import ClipFilter
 from pipeline.storage import Folder
 
-MARKER_PATH = "_store/export.json"
-"""In an export without a token store of its own: which datasets it is made from."""
-
 
 def export_datasets(
-    datasets: Sequence[str], lease: RunLease, config: JobConfig, run: RunTasks, observer: JobObserver
+    datasets: Sequence[str], ownership: Ownership, config: JobConfig, run: RunTasks, observer: JobObserver
 ) -> Manifest:
     """Write one dataset from the token stores of others, or its own shards anew.
 
@@ -44,7 +43,7 @@ def export_datasets(
 
     Args:
         datasets: folders of published datasets, each with its `_store`.
-        lease: of the output; held while the export writes.
+        ownership: of the output; held while the export writes.
         config: its `export` section and `input.duplicate_ids` count.
 
     Raises:
@@ -56,22 +55,17 @@ def export_datasets(
     """
     observer.on_stage("export")
     options = config.run.storage_options
-    output = lease.output
+    output = ownership.output
     folders = [Folder(url, options) for url in datasets]
-    manifests = [_published(folder) for folder in folders]
-    first = manifests[0]
-    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
-        differences = first.contract.differences(manifest.contract)
-        if differences:
-            raise OutputMismatchError(
-                f"{folder} cannot be merged with {folders[0]}: {'; '.join(differences[:5])}."
-                " Next: export them separately"
-            )
-    job = _prepared(list(zip(folders, manifests, strict=True)), config)
-    if len(folders) > 1 or output.path_below(folders[0]) != "":
-        _claim(output, first.spec_id, folders)
-    with lease.held():
-        return _export(job, output, config, run, observer)
+    is_in_place = len(folders) == 1 and output.path_below(folders[0]) == ""
+    job = _prepared(folders, config)
+    if not is_in_place:
+        _is_unclaimed(output, job.marker)
+    with ownership.held() as owner:
+        job = _prepared(folders, config)  # another run may have published, or begun, meanwhile
+        if not is_in_place and _is_unclaimed(output, job.marker):
+            owner.publish({MARKER_PATH: job.marker})
+        return _export(job, owner, is_in_place, config, run, observer)
 
 
 @dataclass(frozen=True)
@@ -84,28 +78,45 @@ class _Job:
     """Clip id -> split, for `splits.by: file`."""
     clips: ClipFilter
 
+    @property
+    def marker(self) -> bytes:
+        """What marks an output as the export of these datasets."""
+        sources = [str(folder) for folder, _ in self.datasets]
+        return canonical_json({"spec_id": self.datasets[0][1].spec_id, "sources": sources}).encode()
 
-def _prepared(datasets: Sequence[tuple[Folder, Manifest]], config: JobConfig) -> _Job:
+
+def _prepared(folders: Sequence[Folder], config: JobConfig) -> _Job:
     """Read and check what is asked for, before anything is written.
 
     Raises:
-        RequestError: a list is missing, or filter or splits ask for a column that there is not.
+        RequestError: a dataset or list is missing, or filter or splits ask for a column that there is not.
     """
+    manifests = [_published(folder) for folder in folders]
+    first = manifests[0]
+    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+        differences = first.contract.differences(manifest.contract)
+        if differences:
+            raise OutputMismatchError(
+                f"{folder} cannot be merged with {folders[0]}: {'; '.join(differences[:5])}."
+                " Next: export them separately"
+            )
+    datasets = list(zip(folders, manifests, strict=True))
     clips = _clip_lists(datasets, config)
     spec, listed = _spec_and_splits(config, datasets, clips)
     check_columns(spec, datasets[0][1].contract.corpus)
     return _Job(datasets, spec, listed, clips)
 
 
-def _export(job: _Job, output: Folder, config: JobConfig, run: RunTasks, observer: JobObserver) -> Manifest:
+def _export(
+    job: _Job, owner: Ownership, is_in_place: bool, config: JobConfig, run: RunTasks, observer: JobObserver
+) -> Manifest:
     datasets = job.datasets
-    first_folder, first = datasets[0]
-    is_in_place = len(datasets) == 1 and output.path_below(first_folder) == ""
+    first = datasets[0][1]
     stores = tuple(TokenStore.of(folder, first.spec_id) for folder, _ in datasets)
     plans = [store.plan_of_version(manifest.version) for store, (_, manifest) in zip(stores, datasets, strict=True)]
     fragments = tuple(Fragment(index, unit.key, unit.stamp) for index, plan in enumerate(plans) for unit in plan.units)
     manifests = [manifest for _, manifest in datasets]
-    standing = StandingShards.of_published(output, stores[0]) if is_in_place else StandingShards()
+    standing = StandingShards.of_published(owner.output, stores[0]) if is_in_place else StandingShards()
     source = ExportSource(
         stores,
         fragments,
@@ -115,11 +126,11 @@ def _export(job: _Job, output: Folder, config: JobConfig, run: RunTasks, observe
         gate=shared_gate(manifests),
         clips=job.clips,
     )
-    exported = export_dataset(source, output, job.spec, job.listed, run, observer)
+    exported = export_dataset(source, owner, job.spec, job.listed, run, observer)
     if is_in_place:
-        publish_dataset(output, exported, stores[0], plans[0])
+        publish_dataset(owner, exported, stores[0], plans[0])
     else:
-        publish_dataset(output, exported)
+        publish_dataset(owner, exported)
     return exported.manifest
 
 
@@ -134,32 +145,31 @@ def _published(folder: Folder) -> Manifest:
     return manifest
 
 
-def _claim(output: Folder, spec_id: str, folders: Sequence[Folder]) -> None:
-    """Mark an output as the export of these datasets; one that was marked so before is written anew.
+def _is_unclaimed(output: Folder, marker: bytes) -> bool:
+    """Return whether an output is to be marked yet as the export of these datasets; one that is, is written anew.
 
     Raises:
         OutputMismatchError: something else stands there.
     """
-    marker = canonical_json({"spec_id": spec_id, "sources": [str(folder) for folder in folders]}).encode()
     names = output.list_names("")  # before the marker: an export that begins meanwhile writes it before other files
     try:
         standing = output.read(MARKER_PATH)
     except (FileNotFoundError, NotADirectoryError):
         read_manifest(output)  # says so where the output is no folder
-        others = sorted(name for name in names if not name.startswith("."))
-        if "_store" in others:
+        if standing_contracts(output):
             raise OutputMismatchError(
                 f"{output} has a token store of its own, in which others' tokens would not be: name another folder"
             ) from None
+        others = sorted(name for name in names if not name.startswith(".") and name not in OWN_NAMES)
         if others:
             raise OutputMismatchError(
                 f"{output} is not empty and holds no export ({', '.join(others[:5])}): name another folder"
             ) from None
-        output.publish(MARKER_PATH, marker)
-        return
+        return True
     if standing != marker:
         sources = ", ".join(json.loads(standing)["sources"])
         raise OutputMismatchError(f"{output} holds the export of another dataset ({sources}): name another folder")
+    return False
 
 
 def _clip_lists(datasets: Sequence[tuple[Folder, Manifest]], config: JobConfig) -> ClipFilter:

@@ -6,12 +6,13 @@ Knows no Ray. Whatever a bad request could get wrong ends here, with nothing wri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.contract.resolve import corpus_spec, export_spec
 from pipeline.contract.specs import Contract, ExportSpec
 from pipeline.dataset.manifest import read_manifest
-from pipeline.dataset.token_store import TokenStore
+from pipeline.dataset.paths import MARKER_PATH
+from pipeline.dataset.token_store import TokenStore, standing_contracts
 from pipeline.errors import ConfigError, OutputMismatchError
 from pipeline.executors.executor import Executor
 from pipeline.export.selection import check_columns
@@ -105,13 +106,13 @@ def _read_checksums(roots: Sequence[InputRoot], observer: JobObserver) -> list[I
     return checked
 
 
-def check_output(job: Job) -> None:
-    """Look again whether the output may be continued under the job's contract.
+def look_again(job: Job) -> Job:
+    """Return a job under the contract that stands in its output by now.
 
     Raises:
         OutputMismatchError: another run began another dataset there meanwhile.
     """
-    _standing_contract(job.output, job.contract, job.config)
+    return replace(job, contract=_standing_contract(job.output, job.contract, job.config))
 
 
 def _standing_contract(output: Folder, contract: Contract, config: JobConfig) -> Contract:
@@ -122,28 +123,29 @@ def _standing_contract(output: Folder, contract: Contract, config: JobConfig) ->
     """
     manifest = read_manifest(output)
     names = output.list_names("")  # before the contracts: a run that begins meanwhile writes its own before other files
-    stores = [TokenStore.of(output, name).read_contract() for name in output.list_names("_store")]
-    standing = [other for other in stores if other is not None]
+    standing = standing_contracts(output)
     if not standing:
-        if manifest is not None:
+        if manifest is not None or ("_store" in names and output.exists(MARKER_PATH)):
             raise OutputMismatchError(f"{output} holds an exported dataset without a token store: name another folder")
         others = sorted(name for name in names if not name.startswith(".") and name not in OWN_NAMES)
-        if others:
+        if others and "_store" not in names:  # what else there is, a run of ours began
             shown = ", ".join(others[:5])
             raise OutputMismatchError(
                 f"{output} is not empty and holds no token dataset ({shown}): name another folder"
             )
-        return contract
-    if manifest is not None and manifest.spec_id != contract.spec.spec_id and not config.run.restart:
+    if standing and manifest is not None and manifest.spec_id != contract.spec.spec_id and not config.run.restart:
         raise _mismatch(output, contract, manifest.contract, _OTHER)
-    for other in standing:
-        if other.spec == contract.spec:
-            if other.numerics != contract.numerics and config.run.numerics != "mixed":
-                raise _mismatch(output, contract, other, "allow it with --set run.numerics=mixed")
-            return other
-    if config.run.restart:
+    spec_id = contract.spec.spec_id
+    ours = standing.get(spec_id) or (
+        TokenStore.of(output, spec_id).contract_of_fragments() if "_store" in names else None
+    )
+    if ours is not None:
+        if ours.numerics != contract.numerics and config.run.numerics != "mixed":
+            raise _mismatch(output, contract, ours, "allow it with --set run.numerics=mixed")
+        return ours
+    if not standing or config.run.restart:
         return contract
-    raise _mismatch(output, contract, standing[0], _OTHER)
+    raise _mismatch(output, contract, next(iter(standing.values())), _OTHER)
 
 
 def _mismatch(output: Folder, ours: Contract, theirs: Contract, next_step: str) -> OutputMismatchError:

@@ -6,27 +6,27 @@ Knows no Ray: who runs the stages is handed in (executors/executor.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from pipeline.contract.columns import motion_bytes_a_window
-from pipeline.dataset.manifest import Manifest, OtherFile, is_published, read_manifest, version_path
+from pipeline.dataset.manifest import Manifest, OtherFile, is_published, read_manifest, read_staged, version_path
 from pipeline.dataset.paths import STAGED_PATH
-from pipeline.dataset.token_store import missing_units
-from pipeline.errors import IncompleteError, NoClipLeftError, OutputMismatchError
+from pipeline.dataset.token_store import damaged_units, missing_units
+from pipeline.errors import DamagedFragmentError, IncompleteError, NoClipLeftError, OutputMismatchError
 from pipeline.executors.executor import WRITER_CPUS, Executor, TokenizeProgress, TokenizeStages, num_writers
 from pipeline.export.build import Fragment
 from pipeline.export.export_dataset import ExportSource, export_dataset
-from pipeline.export.publish import publish_dataset, remove_outdated, stage_dataset
+from pipeline.export.publish import outdated_files, publish_dataset, stage_dataset
 from pipeline.export.reuse import StandingShards
 from pipeline.job.gate import GateResult, is_judged, judge
-from pipeline.job.request import Job, check_output, prepare
+from pipeline.job.request import Job, look_again, prepare
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.units import Unit, group_units
 from pipeline.run.drop_limit import TooManyDroppedError, check_dropped
-from pipeline.run.lease import BEAT_S, RunLease
 from pipeline.run.observer import JobObserver
+from pipeline.run.ownership import Ownership, Ticker
 from pipeline.run.record import JobRecord
 from pipeline.run.stopping import StopSwitch
 from pipeline.settings.job_config import TokenizeRequest
@@ -51,8 +51,8 @@ class JobControl:
 
     run_id: str
     stop: StopSwitch
-    beat_s: float = BEAT_S
-    """Seconds between two beats of its lease."""
+    ticker: Ticker | None = None
+    """Makes its ownership beat; one in a thread where it is not given."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,18 @@ class Tokenized:
 
 
 def tokenize_dataset(
-    request: TokenizeRequest, executor: Executor, observer: JobObserver, record: JobRecord, control: JobControl
+    request: TokenizeRequest,
+    executor: Executor,
+    observer: JobObserver,
+    record: JobRecord,
+    control: JobControl,
+    again: Callable[[Plan], Sequence[Unit]] | None = None,
 ) -> Tokenized:
     """Run the whole job and return what it left; where the gate failed and is enforced, that is staged.
 
     Args:
         record: filled as the job goes on, so that it tells something after a failure too.
+        again: returns units that are computed anew although their fragments stand.
 
     Raises:
         RequestError: the job cannot start; nothing was written.
@@ -79,7 +85,63 @@ def tokenize_dataset(
         IncompleteError: units are missing, or another run is active; the same command continues.
         Stopped: a signal came.
     """
+    found = _look(request, executor, observer, record)
+    standing = _current(found, record) if again is None else None
+    if standing is not None:
+        return Tokenized(standing, None)
+    ownership = Ownership(
+        found.job.output,
+        control.run_id,
+        request.config.run.when_active,
+        on_wait=observer.on_wait,
+        on_lost=control.stop.ask,
+        ticker=control.ticker,
+    )
+    with ownership.held() as owner:
+        if owner.has_waited or _standing_versions(owner.output) != found.versions:
+            found = _look(request, executor, observer, record)  # another run may have done the work, or other work
+        else:
+            found = replace(found, job=look_again(found.job))
+        job, plan = found.job, found.plan
+        if again is not None:
+            owner.delete((job.store.fragment_path(unit.key, unit.stamp) for unit in again(plan)), job.store.folder)
+        found = replace(found, missing=missing_units(job.store, plan.units))
+        standing = _current(found, record)
+        if standing is not None:
+            return Tokenized(standing, None)
+        observer.on_stage("start")
+        executor.start()
+        record.lap("start")
+        if job.store.read_contract() is None:
+            job.store.publish_contract(owner, job.contract)
+        job.store.publish_plan(owner, plan)
+        work = _Work(owner, job, plan, executor, observer, record, control.stop)
+        try:
+            return work.do(found.missing)
+        except DamagedFragmentError:
+            lost = damaged_units(job.store, plan.units)
+            observer.on_damaged([job.store.fragment_path(unit.key, unit.stamp) for unit in lost])
+            owner.delete((job.store.fragment_path(unit.key, unit.stamp) for unit in lost), job.store.folder)
+            return work.do(lost)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a run finds before it begins."""
+
+    job: Job
+    plan: Plan
+    missing: Sequence[Unit]
+    """Units without a fragment."""
+    versions: tuple[str, str]
+    """Of the dataset that was published and the one that was staged when it began to look; empty where there was none.
+    """
+
+
+def _look(request: TokenizeRequest, executor: Executor, observer: JobObserver, record: JobRecord) -> _Found:
+    """Read what stands, what the input holds, and what is left to do."""
     observer.on_stage("plan")
+    versions = _standing_versions(Folder(request.output, request.config.run.storage_options))
     job = prepare(request, executor, observer)
     plan = make_plan(job.roots, job.contract.corpus)
     missing = missing_units(job.store, plan.units)
@@ -88,47 +150,50 @@ def tokenize_dataset(
     record.notes.update(spec_id=job.contract.spec.spec_id, plan=plan.digest, units=len(plan.units))
     record.notes.update(skipped_files=num_skipped, input_bytes=plan.num_bytes)
     record.lap("plan")
+    return _Found(job, plan, missing, versions)
 
-    standing = _current(job, plan, missing, record)
-    if standing is not None:
-        return Tokenized(standing, None)
-    when_active = request.config.run.when_active
-    lease = RunLease(
-        job.output,
-        control.run_id,
-        when_active,
-        on_wait=observer.on_wait,
-        on_lost=control.stop.ask,
-        beat_s=control.beat_s,
-    )
-    with lease.held():
-        check_output(job)  # another run may have begun, or done the work meanwhile
-        missing = missing_units(job.store, plan.units)
-        standing = _current(job, plan, missing, record)
-        if standing is not None:
-            return Tokenized(standing, None)
-        observer.on_stage("start")
-        executor.start()
-        record.lap("start")
-        if job.store.read_contract() is None:
-            job.store.publish_contract(job.contract)
-        job.store.publish_plan(plan)
+
+def _standing_versions(output: Folder) -> tuple[str, str]:
+    published, staged = read_manifest(output), read_staged(output)
+    return published.version if published else "", staged.version if staged else ""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the owner of an output does there; built and used up by `tokenize_dataset`."""
+
+    owner: Ownership
+    job: Job
+    plan: Plan
+    executor: Executor
+    observer: JobObserver
+    record: JobRecord
+    stop: StopSwitch
+
+    def do(self, missing: Sequence[Unit]) -> Tokenized:
+        """Tokenize units and publish the dataset of all.
+
+        Raises:
+            DamagedFragmentError: a fragment that stood already cannot be used.
+        """
         if missing:
-            with control.stop.graceful():
-                _tokenize(job, missing, executor, TokenizeProgress(observer, record, control.stop))
-            record.lap("tokenize")
-        if job.config.gate != "off":
-            observer.on_stage("gate")
-        gate = judge(job, plan)
-        record.notes["gate"] = gate.described
-        record.lap("gate")
-        manifest = _publish(job, plan, executor, observer, gate)
-        record.notes["version"] = manifest.version
-        record.lap("export")
+            with self.stop.graceful():
+                _tokenize(self.job, missing, self.executor, TokenizeProgress(self.observer, self.record, self.stop))
+            self.record.lap("tokenize")
+        if self.job.config.gate != "off":
+            self.observer.on_stage("gate")
+        gate = judge(self.job, self.plan)
+        self.record.notes["gate"] = gate.described
+        self.record.lap("gate")
+        manifest = _publish(self.owner, self.job, self.plan, self.executor, self.observer, gate)
+        self.record.notes["version"] = manifest.version
+        self.record.lap("export")
         return Tokenized(manifest, gate)
 
 
-def _publish(job: Job, plan: Plan, executor: Executor, observer: JobObserver, gate: GateResult) -> Manifest:
+def _publish(
+    owner: Ownership, job: Job, plan: Plan, executor: Executor, observer: JobObserver, gate: GateResult
+) -> Manifest:
     """Export the fragments of a plan, and make the dataset the current one; staged, only where there is none."""
     observer.on_stage("export")
     fragments = tuple(Fragment(0, unit.key, unit.stamp) for unit in plan.units)
@@ -144,15 +209,15 @@ def _publish(job: Job, plan: Plan, executor: Executor, observer: JobObserver, ga
         ClipFilter(None if job.clips.include is None else job.clips.include - job.clips.exclude),
     )
     try:
-        exported = export_dataset(source, job.output, job.export, job.listed, executor.build, observer)
+        exported = export_dataset(source, owner, job.export, job.listed, executor.build, observer)
     except (NoClipLeftError, TooManyDroppedError):
         if read_manifest(job.output) is None:
-            job.store.forget_contract()  # nothing stands here: the next try may set other things
+            job.store.forget_contract(owner)  # nothing stands here: the next try may set other things
         raise
     if gate.status == "staged" and is_published(job.output):
-        stage_dataset(job.output, exported, job.store, plan)
+        stage_dataset(owner, exported, job.store, plan)
     else:
-        publish_dataset(job.output, exported, job.store, plan)
+        publish_dataset(owner, exported, job.store, plan)
     return exported.manifest
 
 
@@ -236,9 +301,10 @@ def cpu_share(num_cpus: float, num_actors: int) -> float:
     return max(0.01, int(100 * min(1.0, left / num_actors)) / 100)
 
 
-def _current(job: Job, plan: Plan, missing: Sequence[Unit], record: JobRecord) -> Manifest | None:
+def _current(found: _Found, record: JobRecord) -> Manifest | None:
     """Return the published dataset if it is what this job would publish, and all its files stand in their size."""
-    manifest = None if missing else read_manifest(job.output)
+    job, plan = found.job, found.plan
+    manifest = None if found.missing else read_manifest(job.output)
     if manifest is None or not is_judged(manifest, job.config) or job.output.exists(STAGED_PATH):
         return None
     if (manifest.spec_id, manifest.export_id) != (job.contract.spec.spec_id, job.export.export_id):
@@ -247,10 +313,10 @@ def _current(job: Job, plan: Plan, missing: Sequence[Unit], record: JobRecord) -
         published = job.store.plan_of_version(manifest.version)
     except OutputMismatchError:
         return None
-    record.already_complete = published.digest == plan.digest and _is_whole(job, manifest)
+    is_whole = published.digest == plan.digest and _is_whole(job, manifest)
+    record.already_complete = is_whole and not outdated_files(job.output, manifest)
     if not record.already_complete:
         return None
-    remove_outdated(job.output, manifest)  # a run that was killed just before its end may have left it
     check_dropped(manifest.counts, manifest.drops, job.config.run.max_dropped)
     return manifest
 

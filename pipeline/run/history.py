@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.run.code_counts import Drift, code_drift
-from pipeline.run.lease import LEASE_PATH
+from pipeline.run.ownership import HEARTBEAT_PATH
 from pipeline.storage import Folder
 
 READ_THREADS = 16
-NO_RUNS = frozenset({LEASE_PATH.rpartition("/")[2]})
+NO_RUNS = frozenset({HEARTBEAT_PATH.rpartition("/")[2]})
 """Stands beside the folders of runs."""
 NOTABLE_KEYS = ("spec_id", "executor")
 """Of run.json: what is said where it differs from the run before, besides versions and hardware."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pipeline.plan.plan import Plan
 from pipeline.run.account import UnitAccount
 from pipeline.run.flow import Flow
-from pipeline.run.lease import Heartbeat
+from pipeline.run.ownership import Heartbeat
 
 
 class JobObserver:
@@ -36,6 +36,9 @@ class JobObserver:
 
     def on_unknown_ids(self, setting: str, ids: Sequence[str]) -> None:
         """A list of clips, which a setting names, has these ids that no clip has; at least one."""
+
+    def on_damaged(self, paths: Sequence[str]) -> None:
+        """These fragments of the store, at least one, hold other bytes than were written; they are computed again."""
 
     def on_lost_tokenizers(self, limit_s: float) -> None:
         """All nodes with tokenizers are lost; the job waits so many seconds for others."""

@@ -15,7 +15,8 @@ from pipeline.contract.columns import array_columns, token_schema
 from pipeline.contract.specs import Contract
 from pipeline.contract.windows import valid_frames
 from pipeline.dataset.counts import count_drops
-from pipeline.dataset.token_store import TokenStore, fragment_to_bytes
+from pipeline.dataset.fragment import fragment_to_bytes
+from pipeline.dataset.token_store import TokenStore
 from pipeline.run.account import UnitAccount
 from pipeline.run.code_counts import count_codes
 from pipeline.stages.blocks import TokenBlock

@@ -1,11 +1,13 @@
-"""Files on this machine: eight verbs, each tried once; remote.py has the same for files behind fsspec.
+"""Files on this machine: a few verbs, each tried once; remote.py has the same for files behind fsspec.
 
-Knows no retry: folder.py adds it. Paths are POSIX and relative to the root.
+Knows no retry: folder.py adds it. Paths are POSIX and relative to the root. What was published survives a power cut:
+files and the folders that name them are synced.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,6 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+LOCK_NAME = ".lock"
+"""Of the file, directly in the root, that is locked while names change hands."""
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
@@ -58,9 +63,53 @@ class LocalFiles:
 
     def publish(self, path: str, data: bytes | memoryview) -> None:
         """Write a temporary file beside the target, then move it there in one step."""
+        staged = self.stage(path, data)
+        try:
+            self.commit(path, staged)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def stage(self, path: str, data: bytes | memoryview) -> Path:
+        """Write a temporary file beside the target, and return it for `commit`."""
         target = self.root / path
-        with _temporary_beside(target, data) as temporary:
-            temporary.replace(target)
+        _make_folder(target.parent)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def commit(self, path: str, staged: Path) -> None:
+        """Move a staged file to its target in one step.
+
+        Raises:
+            FileNotFoundError: it was committed or discarded before.
+        """
+        target = self.root / path
+        staged.replace(target)
+        _sync_folder(target.parent)
+
+    def discard(self, path: str, staged: Path) -> None:
+        """Remove a staged file that is not wanted."""
+        del path
+        staged.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let no other process into such a block on this root meanwhile; without effect where the disk has no locks."""
+        _make_folder(self.root)
+        with (self.root / LOCK_NAME).open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            yield
 
     def publish_new(self, path: str, data: bytes | memoryview) -> bool:
         """Write a temporary file beside the target, then link it there, which only the first one can.
@@ -70,22 +119,44 @@ class LocalFiles:
         target = self.root / path
         if target.exists():
             return False
-        with _temporary_beside(target, data) as temporary:
-            try:
-                os.link(temporary, target)
-            except FileExistsError:
-                return temporary.stat().st_nlink > 1  # a network disk can do it and lose the answer
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                if target.exists():
-                    return False
-                temporary.replace(target)
+        temporary = self.stage(path, data)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return temporary.stat().st_nlink > 1  # a network disk can do it and lose the answer
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if target.exists():
+                return False
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
         return True
 
     def delete(self, path: str) -> None:
         """Remove a file."""
         (self.root / path).unlink()
+
+    def swap(self, path: str, standing: bytes | None, data: bytes | None) -> bool:
+        """Replace a file if it holds `standing` still; called within `locked`. None stands for no file."""
+        try:
+            found: bytes | None = self.read(path)
+        except FileNotFoundError:
+            found = None
+        if found != standing:
+            return found == data
+        if data is not None:
+            self.publish(path, data)
+        elif found is not None:
+            self.delete(path)
+        return True
+
+    def abandon_uploads(self, before: float | None = None) -> int:
+        """Return 0: a local disk has no uploads that others may end."""
+        del before
+        return 0
 
     def _below(self, folder: Path, above: frozenset[str]) -> Iterator[StoredFile]:
         """Yield files, links to folders followed unless they lead back above."""
@@ -114,16 +185,25 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-@contextmanager
-def _temporary_beside(target: Path, data: bytes | memoryview) -> Iterator[Path]:
-    """Yield a complete file on the target's disk under a name of its own, gone afterwards."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that they survive a power cut."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where it can be asked for."""
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return  # one that may be written but not read
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EROFS):
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(number)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from pipeline.errors import InputFormatError, InputNotFoundError
+from pipeline.errors import InputFormatError, InputNotFoundError, StorageError, UploadAbandonedError
 from pipeline.storage.files import LocalFiles, StoredFile
 from pipeline.storage.remote import RemoteFiles, S3Files
 from pipeline.storage.retries import RETRY_POLICY, RetryPolicy, with_retries, without_secrets
@@ -20,7 +23,11 @@ from pipeline.storage.retries import RETRY_POLICY, RetryPolicy, with_retries, wi
 Result = TypeVar("Result")
 
 READ_BLOCK_BYTES = 4 << 20
-_S3_SCHEMES = ("s3://", "s3a://")
+WRITE_THREADS = 8
+BATCH = 100
+"""Files that are deleted after one look whether they still may be."""
+SCHEMES: dict[str, type[RemoteFiles]] = {"s3": S3Files, "s3a": S3Files}
+"""Who speaks to a place by its scheme, where that is more than fsspec knows of all places."""
 
 
 class Folder:
@@ -42,7 +49,7 @@ class Folder:
         if local is not None:
             self._files = LocalFiles(self.url)
         else:
-            kind = S3Files if self.url.startswith(_S3_SCHEMES) else RemoteFiles
+            kind = SCHEMES.get(self.url.partition("://")[0], RemoteFiles)
             self._files = kind(self.url, self.options, retries)
 
     def __repr__(self) -> str:
@@ -179,6 +186,83 @@ class Folder:
             return self._files.publish_new(at, data) or (was_tried and self._files.read(at) == data)
 
         return self._retry(create, "write", path)
+
+    def publish_guarded(self, contents: Mapping[str, bytes | memoryview], still_may: Callable[[], None]) -> None:
+        """Write whole files, unless `still_may` raises, which is asked once all are sent and before any is seen.
+
+        Between the question and the end nobody else does the same on a local disk. On S3, whoever has called
+        `abandon_uploads` in the meantime has stopped the files that are not seen yet. Elsewhere nothing stops a
+        process that was paused in between.
+
+        Raises:
+            UploadAbandonedError: someone else stopped a file.
+            StorageError: storage does not answer.
+            OutputError: it denies, or is full.
+        """
+        staged: dict[str, Any] = {}
+
+        def stage(path: str) -> None:
+            staged[path] = self._retry(lambda at: self._files.stage(at, contents[path]), "write", path)
+
+        try:
+            with ThreadPoolExecutor(WRITE_THREADS) as pool:
+                list(pool.map(stage, contents))
+            with self._locked():
+                still_may()
+                for path, data in contents.items():
+                    self._commit(path, staged[path], data)
+                    del staged[path]
+        finally:
+            for path, left in staged.items():
+                with suppress(OSError, StorageError):
+                    self._files.discard(path, left)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            self._retry(lambda _: stack.enter_context(self._files.locked()), "write", "")
+            yield
+
+    def _commit(self, path: str, staged: Any, data: bytes | memoryview) -> None:
+        try:
+            self._retry(lambda at: self._files.commit(at, staged), "write", path)
+        except FileNotFoundError as error:
+            try:
+                stands = self.read(path) == data  # a try whose answer was lost
+            except FileNotFoundError:
+                stands = False
+            if not stands:
+                url = without_secrets(self.url_of(path))
+                raise UploadAbandonedError(f"{url} was not written: another run ended its upload") from error
+
+    def delete_guarded(self, paths: Iterable[str], still_may: Callable[[], None]) -> None:
+        """Remove files, missing ones too, unless `still_may` raises, which is asked again for each batch of them."""
+        following = iter(paths)
+        with ThreadPoolExecutor(WRITE_THREADS) as pool:
+            while batch := list(islice(following, BATCH)):
+                with self._locked():
+                    still_may()
+                    list(pool.map(self.delete, batch))
+
+    def swap(self, path: str, standing: bytes | None, data: bytes | None) -> bool:
+        """Replace a small file if it holds `standing` still, and return whether `data` stands there now.
+
+        Of several at once one wins, on local disks and on S3 servers that know If-Match; elsewhere all may.
+
+        Args:
+            standing: what it is to hold; None: no file.
+            data: what it shall hold, of nobody else; None: no file.
+        """
+        with self._locked():
+            return self._retry(lambda at: self._files.swap(at, standing, data), "write", path)
+
+    def abandon_uploads(self, before: float | None = None) -> int:
+        """End what others are sending here and nobody can see yet; return how many files that were.
+
+        Args:
+            before: only what was begun before this Unix time, seconds.
+        """
+        return self._retry(lambda _: self._files.abandon_uploads(before), "delete", "")
 
     def delete(self, path: str) -> None:
         """Remove a file; a missing one is no error."""

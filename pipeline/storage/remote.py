@@ -1,4 +1,4 @@
-"""Files behind fsspec: the same eight verbs as for local files, each tried once.
+"""Files behind fsspec: the same verbs as for local files, each tried once.
 
 Knows no retry: folder.py adds it. Paths are POSIX and relative to the root.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import RequestError
@@ -30,6 +32,15 @@ _USER_IN_BUCKET = re.compile(r"(s3a?|gs|gcs)://[^/]*[:@]")
 _REFUSED = ("PreconditionFailed", "412")
 _UNKNOWN_TO_SERVER = ("NotImplemented", "501")
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "modified", "updated", "created")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Bytes on their way: of S3 they lie there already, under a name that only their upload knows."""
+
+    data: bytes | memoryview
+    upload_id: str = ""
+    etag: str = ""
 
 
 class RemoteFiles:
@@ -118,6 +129,42 @@ class RemoteFiles:
             return False
         self.publish(path, data)
         return True
+
+    def stage(self, path: str, data: bytes | memoryview) -> Upload:
+        """Return bytes for `commit`; in general they are not sent before."""
+        del path
+        return Upload(data)
+
+    def commit(self, path: str, staged: Upload) -> None:
+        """Make staged bytes the file."""
+        self.publish(path, staged.data)
+
+    def discard(self, path: str, staged: Upload) -> None:
+        """Forget staged bytes that are not wanted."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Do nothing: object storage has no locks."""
+        yield
+
+    def swap(self, path: str, standing: bytes | None, data: bytes | None) -> bool:
+        """Replace a file if it holds `standing` still, as far as looking before can tell. None stands for no file."""
+        try:
+            found: bytes | None = self.read(path)
+        except FileNotFoundError:
+            found = None
+        if found != standing:
+            return found == data
+        if data is not None:
+            self.publish(path, data)
+        elif found is not None:
+            self.delete(path)
+        return True
+
+    def abandon_uploads(self, before: float | None = None) -> int:
+        """Return 0: in general nobody can list what others are sending."""
+        del before
+        return 0
 
     def stands(self, path: str) -> bool:
         """Return whether there is a file."""
@@ -213,6 +260,109 @@ class S3Files(RemoteFiles):
                 raise
             self.publish(path, data)
         return True
+
+    def stage(self, path: str, data: bytes | memoryview) -> Upload:
+        """Send bytes as an upload of one part, which is no file yet."""
+        target = self._bucket_and_key(path)
+        upload_id = str(self._call("create_multipart_upload", 0, **target)["UploadId"])
+        part = {"UploadId": upload_id, "PartNumber": 1, "Body": bytes(data)}
+        answer = self._call("upload_part", len(data), **target, **part)
+        return Upload(data, upload_id, str(answer["ETag"]))
+
+    def commit(self, path: str, staged: Upload) -> None:
+        """End an upload: now its bytes are the file.
+
+        Raises:
+            FileNotFoundError: it was ended before, or abandoned by someone else.
+        """
+        parts = {"Parts": [{"ETag": staged.etag, "PartNumber": 1}]}
+        target = self._bucket_and_key(path)
+        try:
+            self._call("complete_multipart_upload", 0, **target, UploadId=staged.upload_id, MultipartUpload=parts)
+        except OSError as error:
+            if server_code(error) == "NoSuchUpload":
+                raise FileNotFoundError(errno.ENOENT, "the upload was ended by someone else", path) from error
+            raise
+
+    def discard(self, path: str, staged: Upload) -> None:
+        """Abandon an upload."""
+        with suppress(FileNotFoundError):
+            self._call("abort_multipart_upload", 0, **self._bucket_and_key(path), UploadId=staged.upload_id)
+
+    def swap(self, path: str, standing: bytes | None, data: bytes | None) -> bool:
+        """Replace a file if it holds `standing` still: a server that heeds If-Match and If-None-Match decides.
+
+        A removal cannot be bound to a condition everywhere: it looks before.
+        """
+        if data is None:
+            return super().swap(path, standing, data)
+        if standing is None:
+            return self.publish_new(path, data) or self.read(path) == data
+        target = self._bucket_and_key(path)
+        try:
+            found, etag = self._read_tagged(path)
+        except FileNotFoundError:
+            return False
+        if found != standing:
+            return found == data
+        try:
+            self._call("put_object", len(data), **target, Body=data, IfMatch=etag)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                return False
+            if isinstance(error, FileExistsError) or server_code(error) in _REFUSED:
+                return self.read(path) == data
+            if server_code(error) not in _UNKNOWN_TO_SERVER:
+                raise
+            self.publish(path, data)
+        return True
+
+    def abandon_uploads(self, before: float | None = None) -> int:
+        """End what others are sending below this folder and have not completed; return how many uploads that were.
+
+        Args:
+            before: only those begun before this Unix time, seconds, by the server's clock.
+        """
+        bucket_and_key = self._bucket_and_key("")
+        prefix = f"{bucket_and_key['Key']}/" if bucket_and_key["Key"] else ""
+        marker: dict[str, str] = {}
+        count = 0
+        while True:
+            page = self._call("list_multipart_uploads", 0, Bucket=bucket_and_key["Bucket"], Prefix=prefix, **marker)
+            for upload in page.get("Uploads", ()):
+                if before is not None and upload["Initiated"].timestamp() >= before:
+                    continue
+                named = {"Bucket": bucket_and_key["Bucket"], "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                with suppress(FileNotFoundError):
+                    self._call("abort_multipart_upload", 0, **named)
+                count += 1
+            if not page.get("IsTruncated"):
+                return count
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def _read_tagged(self, path: str) -> tuple[bytes, str]:
+        """Return the bytes of a small file and their etag, in one request."""
+        from fsspec.asyn import sync
+
+        filesystem, _ = self._at(path)
+        target = self._bucket_and_key(path)
+
+        async def read() -> tuple[bytes, str]:
+            answer = await filesystem._call_s3("get_object", **target, **filesystem.req_kw)
+            async with answer["Body"] as body:
+                return bytes(await body.read()), str(answer["ETag"])
+
+        data, etag = sync(filesystem.loop, read, **self.moving(0))
+        return data, etag
+
+    def _bucket_and_key(self, path: str) -> dict[str, str]:
+        filesystem, target = self._at(path)
+        bucket, key, _ = filesystem.split_path(target)
+        return {"Bucket": bucket, "Key": key}
+
+    def _call(self, method: str, num_bytes: int, **arguments: Any) -> Any:
+        """Ask the server, within the time of a try that moves so many bytes."""
+        return self._at("")[0].call_s3(method, **arguments, **self.moving(num_bytes))
 
 
 def _complete(data: bytes, num_bytes: int) -> bytes:

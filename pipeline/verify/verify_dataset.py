@@ -21,7 +21,7 @@ from pipeline.contract.drop_reasons import DropReason
 from pipeline.contract.windows import window_starts
 from pipeline.dataset.manifest import Manifest, OtherFile, ShardFile, read_manifest, version_path
 from pipeline.dataset.paths import WINDOW_INDEX_PATH
-from pipeline.dataset.token_store import TokenStore
+from pipeline.dataset.token_store import TokenStore, damaged_units
 from pipeline.errors import IncompleteError, OutputMismatchError, VerifyError
 from pipeline.export.index import count_clips
 from pipeline.export.publish import ALWAYS_WRITTEN
@@ -196,7 +196,15 @@ def _prove_units(output: Folder, manifest: Manifest, clips: pa.Table, units: pa.
             findings.add(f"token store: unit {unit.key} ({unit.parts[0].path}) has no fragment")
     first_clip = dict(zip(keys, np.cumsum(units["num_clips"].to_numpy()) - units["num_clips"].to_numpy(), strict=True))
     num_clips = dict(zip(keys, units["num_clips"].to_pylist(), strict=True))
+    damaged = damaged_units(store, expected)
+    for unit in damaged:
+        findings.add(
+            f"token store: {store.fragment_path(unit.key, unit.stamp)} of {unit.parts[0].path} is damaged:"
+            " delete it, then run the same tokenize command again"
+        )
     for unit in expected:
+        if unit in damaged:
+            continue
         try:
             ledger = store.read_ledger(unit.key, unit.stamp)
         except (VerifyError, IncompleteError) as error:

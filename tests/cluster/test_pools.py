@@ -48,7 +48,7 @@ def run_in_two_gpus(corpus, output, *settings):
 
 @pytest.mark.slow
 def test_a_pool_grows_on_shared_gpus_and_gives_them_back(corpus, tmp_path):
-    sets = ["run.workers=4", "run.min_workers=1", "run.gpus_per_worker=0.5", "export.windows_per_shard=2"]
+    sets = ["run.workers=4", "run.min_workers=1", "run.gpus_per_worker=0.5", "export.windows_per_shard=1"]
     ended = run_in_two_gpus(corpus, tmp_path / "o", *sets)  # many shards: time to see what is free meanwhile
     assert ended["code"] == 0, ended["said"]
     working = [sample for sample in ended["samples"] if sample["tokenizers"]]

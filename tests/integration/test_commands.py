@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bitwise_vae import BitwiseVAEConfig, random_checkpoint, write_checkpoint
+from pipeline.dataset.fragment import fragment_to_bytes
 from pipeline.dataset.open_dataset import OpenDataset, open_dataset
-from pipeline.dataset.token_store import TokenStore, fragment_to_bytes
+from pipeline.dataset.token_store import TokenStore
 from pipeline.export.build import ShardBuilder
-from pipeline.run.lease import Heartbeat, host_here, process_start
+from pipeline.run.ownership import heartbeat_here
 from pipeline.storage import Folder
 from pipeline.verify.compare import compare_datasets
 
@@ -229,14 +231,14 @@ def test_clean_can_be_killed_at_any_point(command, five_versions, tmp_path, monk
 
 def test_clean_refuses_while_a_run_is_active(command, five_versions, tmp_path):
     output = tmp_path / "tokens"
-    heartbeat = Heartbeat("20260101-000000-abcdef", host_here(), os.getpid(), process_start(os.getpid()), time.time())
-    (output / "runs" / "active.json").write_text(json.dumps(vars(heartbeat)))
+    heartbeat = heartbeat_here("20260101-000000-abcdef")
+    (output / "runs" / "active.json").write_bytes(heartbeat.to_bytes())
     before = files_of(output)
     for arguments in ((), ("--yes",)):
         outcome = command("clean", output, *arguments)
         assert (outcome.code, "20260101-000000-abcdef" in outcome.text) == (75, True)
     assert files_of(output) == before
-    (output / "runs" / "active.json").write_text(json.dumps({**vars(heartbeat), "beat": time.time() - 100}))
+    (output / "runs" / "active.json").write_bytes(replace(heartbeat, process_start="before").to_bytes())
     assert command("clean", output, "--yes").code == 0
     assert files_of(output) < before
 

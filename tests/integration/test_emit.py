@@ -127,8 +127,8 @@ def republish(command):
 
     from pipeline.contract.schema import CONTRACT_KEY
     from pipeline.contract.specs import Contract
+    from pipeline.dataset.fragment import fragment_to_bytes
     from pipeline.dataset.ledger import table_from_ipc
-    from pipeline.dataset.token_store import fragment_to_bytes
 
     def alter(source: Path, target: Path, name: str) -> None:
         import base64

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shutil
-import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.run.lease import Heartbeat, host_here, process_start
+from pipeline.run.ownership import heartbeat_here
 
 
 @pytest.fixture(scope="module")
@@ -302,8 +300,7 @@ def test_verify_finds_and_names_damage(command, copy, damage):
 def test_export_leaves_an_output_to_the_run_that_is_active(command, dataset, tmp_path):
     arguments = ("export", dataset, tmp_path / "o", "--local", "--set", "run.when_active=leave")
     assert command(*arguments).code == 0
-    beat = Heartbeat("20260101-000000-abcdef", host_here(), os.getpid(), process_start(os.getpid()), time.time())
-    (tmp_path / "o" / "runs" / "active.json").write_text(json.dumps(vars(beat)))
+    (tmp_path / "o" / "runs" / "active.json").write_bytes(heartbeat_here("20260101-000000-abcdef").to_bytes())
     outcome = command(*arguments, "--set", "export.windows_per_shard=9")
     assert (outcome.code, "20260101-000000-abcdef" in outcome.text) == (75, True)
     (tmp_path / "o" / "runs" / "active.json").unlink()

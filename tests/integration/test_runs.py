@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bitwise_vae.inference.encoder import WindowEncoder
-from pipeline.run.lease import LEASE_PATH, host_here, process_start
+from pipeline.run.ownership import HEARTBEAT_PATH, heartbeat_here
 from pipeline.storage import Folder
 
 
@@ -47,9 +47,7 @@ def test_limits_that_cannot_be_are_refused(command, arguments, tmp_path):
 
 
 def write_heartbeat(output, **changes):
-    pid = os.getpid()
-    fields = {"run_id": "other", "host": host_here(), "pid": pid, "process_start": process_start(pid)}
-    Folder(str(output)).publish(LEASE_PATH, json.dumps({**fields, "beat": time.time(), **changes}).encode())
+    Folder(str(output)).publish(HEARTBEAT_PATH, replace(heartbeat_here("other"), **changes).to_bytes())
 
 
 def test_a_second_run_leaves_where_it_is_told_to(command, arguments, tmp_path):
@@ -58,7 +56,7 @@ def test_a_second_run_leaves_where_it_is_told_to(command, arguments, tmp_path):
     assert (outcome.code, "other" in outcome.text) == (75, True)
     assert "run.when_active=take_over" in outcome.text
     assert command(*arguments, "--set", "run.when_active=take_over").code == 0
-    assert not (tmp_path / "o" / LEASE_PATH).exists()
+    assert not (tmp_path / "o" / HEARTBEAT_PATH).exists()
 
 
 def test_a_second_run_takes_over_from_the_dead_at_once(command, arguments, tmp_path):
@@ -76,7 +74,7 @@ def test_a_second_run_waits_and_finds_the_work_done(command, arguments, tools, r
             if path.is_file() and "runs" not in path.parts:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
-        (tmp_path / "o" / LEASE_PATH).unlink()
+        (tmp_path / "o" / HEARTBEAT_PATH).unlink()
 
     other = threading.Thread(target=finish)
     other.start()

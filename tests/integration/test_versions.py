@@ -9,7 +9,7 @@ from threading import Lock
 import pytest
 
 from pipeline.export.build import ShardBuilder
-from pipeline.storage import Folder
+from pipeline.storage.files import LocalFiles
 
 
 @pytest.fixture
@@ -87,18 +87,18 @@ def test_a_kill_at_any_write_of_a_publication_leaves_the_old_version_whole(
     assert tokenize(output="fresh").code == 0
     before = current(output)
     writes, one_at_a_time = [], Lock()
-    publish = Folder.publish
+    commit = LocalFiles.commit
 
-    def publish_or_die(self, path, data):
+    def commit_or_die(self, path, staged):
         with one_at_a_time:
-            if not path.startswith(("runs/", "contract.json", "plans/")):
+            if not (path.startswith("runs/") or "contract.json" in path or "plans/" in path):
                 if len(writes) >= moment:
                     raise RuntimeError("killed")
                 writes.append(path)
-            publish(self, path, data)
+            commit(self, path, staged)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "publish", publish_or_die)
+        patch.setattr(LocalFiles, "commit", commit_or_die)
         assert tokenize().code == (70 if len(writes) >= moment else 0)
     verified = command("verify", output)
     assert verified.code == 0, verified.text
@@ -119,15 +119,15 @@ def test_verify_tells_a_note_from_damage(command, tokenize, motion, tools, tmp_p
     output = tmp_path / "tokens"
     assert tokenize().code == 0
     write_clip(tools, motion, 5, seed=55, num_frames=44)
-    before, publish = current(output), Folder.publish
+    before, commit = current(output), LocalFiles.commit
 
-    def die_before_the_manifest(self, path, data):
+    def die_before_the_manifest(self, path, staged):
         if path == "dataset.json":
             raise RuntimeError("killed")
-        publish(self, path, data)
+        commit(self, path, staged)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "publish", die_before_the_manifest)
+        patch.setattr(LocalFiles, "commit", die_before_the_manifest)
         assert tokenize().code == 70
     assert current(output) == before
     outcome = command("verify", output)

@@ -19,13 +19,15 @@ from pipeline.contract.columns import token_schema
 from pipeline.contract.schema import LEDGER_SCHEMA
 from pipeline.contract.specs import CarriedColumn, Contract, ExportSpec, Numerics
 from pipeline.contract.windows import valid_frames, window_starts
-from pipeline.dataset.token_store import TokenStore, fragment_to_bytes
+from pipeline.dataset.fragment import fragment_to_bytes
+from pipeline.dataset.token_store import TokenStore
 from pipeline.executors.plain_loop import build_here
 from pipeline.export.build import Fragment
 from pipeline.export.export_dataset import ExportSource, export_dataset
 from pipeline.export.publish import publish_dataset
 from pipeline.plan.units import Unit
 from pipeline.run.observer import JobObserver
+from pipeline.run.ownership import Ownership
 from pipeline.settings.job_config import SplitConfig
 from pipeline.sources.clip import Part
 from pipeline.storage import Folder
@@ -115,7 +117,8 @@ def _spec(**changes: Any) -> ExportSpec:
 def _export(source: ExportSource, folder: Path, spec: ExportSpec, run: Any = build_here) -> Any:
     """Export, publish, and return the files by path, the manifest and the rows of every shard in order."""
     output = Folder(str(folder))
-    publish_dataset(output, export_dataset(source, output, spec, {}, run, JobObserver()))
+    with Ownership(output, "test").held() as owner:
+        publish_dataset(owner, export_dataset(source, owner, spec, {}, run, JobObserver()))
     files = {file.path: output.read(file.path) for file in output.list_files() if not file.path.startswith("_store")}
     manifest = json.loads(files["dataset.json"])
     shards = [pq.read_table(io.BytesIO(files[shard["path"]])).to_pylist() for shard in manifest["shards"]["parquet"]]

@@ -8,7 +8,8 @@ from rich.table import Table
 from jobs.output.display import size_text
 from jobs.output.run_record import new_run_id
 from pipeline.dataset.clean import Cleaning, delete_outdated, find_outdated, refuse_active_run
-from pipeline.run.lease import RunLease
+from pipeline.dataset.manifest import require_manifest
+from pipeline.run.ownership import Ownership
 from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder
 
@@ -21,13 +22,14 @@ def run_clean(output: str, keep: int, is_meant: bool, config: JobConfig, console
         ActiveRunError: a run is active.
     """
     folder = Folder(output, config.run.storage_options)
-    refuse_active_run(folder)
     if not is_meant:
+        refuse_active_run(folder)
         cleaning = find_outdated(folder, keep)
     else:
-        with RunLease(folder, new_run_id(), "leave", on_wait=lambda other: None, on_lost=lambda why: None).held():
+        require_manifest(folder)  # in a folder of something else nothing is written
+        with Ownership(folder, new_run_id()).held() as owner:
             cleaning = find_outdated(folder, keep)
-            delete_outdated(folder, cleaning)
+            delete_outdated(owner, cleaning)
     _print_cleaning(cleaning, is_meant, console)
 
 

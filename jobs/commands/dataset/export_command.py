@@ -10,8 +10,8 @@ from jobs.output.display import Display
 from jobs.output.run_record import RecordNotes, new_run_id, print_summary, write_run_record
 from jobs.session.session import open_session
 from pipeline.job.export_job import export_datasets
-from pipeline.run.lease import RunLease
 from pipeline.run.observer import Audience
+from pipeline.run.ownership import Ownership
 from pipeline.run.record import JobRecord
 from pipeline.run.stopping import StopSwitch
 from pipeline.run.tasks import Builder, Result, Task
@@ -29,7 +29,7 @@ def run_export(datasets: Sequence[str], output: str, config: JobConfig, console:
     display = Display(console)
     observer = Audience([RecordNotes(record), display])
     folder = Folder(output, config.run.storage_options)
-    lease = RunLease(folder, run_id, config.run.when_active, on_wait=display.on_wait, on_lost=stop.ask)
+    ownership = Ownership(folder, run_id, config.run.when_active, on_wait=display.on_wait, on_lost=stop.ask)
     with display.shown(), open_session(config.run) as executor:
 
         def build(tasks: Sequence[Task], builder: Builder[Task, Result]) -> Iterator[Result]:
@@ -39,7 +39,7 @@ def run_export(datasets: Sequence[str], output: str, config: JobConfig, console:
 
         executor.start()
         record.lap("start")
-        manifest = export_datasets(datasets, lease, config, build, observer)
+        manifest = export_datasets(datasets, ownership, config, build, observer)
         record.lap("export")
         record.notes["executor"] = executor.name
     outcome = {"status": manifest.status, "version": manifest.version, "exit_code": 0}

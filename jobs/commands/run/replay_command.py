@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 
 from jobs.commands.run.tokenize_command import console_of, run_tokenize
-from jobs.session.session import open_session
-from pipeline.dataset.clean import refuse_active_run
-from pipeline.dataset.open_dataset import OpenDataset, open_dataset
-from pipeline.dataset.replay import give_free, units_to_retry, what_came_back
-from pipeline.job.request import prepare
-from pipeline.plan.plan import make_plan
+from pipeline.dataset.open_dataset import open_dataset
+from pipeline.dataset.replay import units_to_retry, what_came_back
+from pipeline.plan.plan import Plan
+from pipeline.plan.units import Unit
 from pipeline.settings.job_config import TokenizeRequest
 from pipeline.storage import Folder
 
@@ -26,20 +26,18 @@ def run_replay(request: TokenizeRequest, console: Console) -> None:
     """
     config = request.config.run
     folder, text = Folder(request.output, config.storage_options), console_of(config, console)
-    standing: list[OpenDataset] = []
+    before = open_dataset(folder)
+    units_to_retry(before, Plan(()))  # says so where there is no token store
 
-    def give_quarantined_free() -> None:
+    def quarantined(plan: Plan) -> Sequence[Unit]:
+        nonlocal before
         before = open_dataset(folder)
-        refuse_active_run(folder)
-        with open_session(config) as executor:
-            job = prepare(request, executor)
-        units = units_to_retry(before, make_plan(job.roots, job.contract.corpus))
+        units = units_to_retry(before, plan)
         text.print(f"  {len(units):,} units are read again, beside those whose files changed", highlight=False)
-        give_free(before, units)
-        standing.append(before)
+        return units
 
-    run_tokenize(request, console, give_quarantined_free)
-    replayed = what_came_back(standing[0], open_dataset(folder))
+    run_tokenize(request, console, quarantined)
+    replayed = what_came_back(before, open_dataset(folder))
     text.print(f"  came back  {len(replayed.returned):,} clips", highlight=False)
     for clip in replayed.returned[:CLIPS_SHOWN]:
         text.print(f"    [dim]{escape(clip)}[/dim]", highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,8 @@ from pipeline.storage import Folder, without_secrets
 if TYPE_CHECKING:  # they import torch
     from pipeline.job.gate import GateResult
     from pipeline.job.tokenize_job import Tokenized
+    from pipeline.plan.plan import Plan
+    from pipeline.plan.units import Unit
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,13 @@ class _Run:
         self.outcome["run_record"] = write_run_record(self.output, self.run_id, self.record, self.outcome)
 
 
-def run_tokenize(request: TokenizeRequest, console: Console, prepare: Callable[[], None] = lambda: None) -> Tokenized:
+def run_tokenize(
+    request: TokenizeRequest, console: Console, again: Callable[[Plan], Sequence[Unit]] | None = None
+) -> Tokenized:
     """Run the job and tell about it.
 
     Args:
-        prepare: called before the job; how it ends is told as the job's end is.
+        again: returns units that are computed anew although their fragments stand.
 
     Raises:
         MotionTokensError: the job cannot start, or ended incomplete.
@@ -91,8 +95,7 @@ def run_tokenize(request: TokenizeRequest, console: Console, prepare: Callable[[
         outcome={},
     )
     with _end_told(run):
-        prepare()
-        done = _tokenize(run)
+        done = _tokenize(run, again)
         if done.gate is None:
             run.outcome.update(outcome_of_dataset(done.manifest))
             run.console.print("already complete: every unit is tokenized and published", highlight=False)
@@ -107,7 +110,7 @@ def console_of(config: RunConfig, console: Console) -> Console:
     return Console(quiet=True) if config.log_format == "json" else console
 
 
-def _tokenize(run: _Run) -> Tokenized:
+def _tokenize(run: _Run, again: Callable[[Plan], Sequence[Unit]] | None) -> Tokenized:
     """Run the job; an error leaves run.json where work was done."""
     config, record = run.config, run.record
     stop_at = stop_time(config.deadline, config.max_runtime)
@@ -121,7 +124,7 @@ def _tokenize(run: _Run) -> Tokenized:
         record.lap("start")
         record.notes["executor"] = executor.name
         try:
-            return tokenize_dataset(run.request, executor, observer, record, JobControl(run.run_id, stop))
+            return tokenize_dataset(run.request, executor, observer, record, JobControl(run.run_id, stop), again)
         except MotionTokensError as error:
             run.outcome.update(outcome_of_error(error))
             if record.counts["units"]:

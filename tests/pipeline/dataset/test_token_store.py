@@ -11,12 +11,14 @@ import pytest
 from pipeline.contract.columns import clip_schema, emitted_columns, token_schema
 from pipeline.contract.schema import LEDGER_SCHEMA
 from pipeline.contract.specs import CarriedColumn, Contract, FlipRule, Numerics
+from pipeline.dataset.fragment import fragment_to_bytes
 from pipeline.dataset.parquet_shard import tokens_to_parquet
-from pipeline.dataset.token_store import TokenStore, fragment_to_bytes
+from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import OutputMismatchError
 from pipeline.plan.plan import Plan
 from pipeline.plan.units import Unit
 from pipeline.run.account import UnitAccount
+from pipeline.run.ownership import Ownership
 from pipeline.sources.clip import Part
 from pipeline.stages.blocks import RUN_LEDGER_SCHEMA, MotionBlock, TokenBlock
 from pipeline.stages.write import FragmentWriter, token_rows
@@ -210,8 +212,9 @@ def test_tokens_to_parquet_makes_row_groups_smaller_where_rows_are_large(rich):
 def test_plan_of_version_knows_published_versions_only(tmp_path, contract):
     store = TokenStore.of(Folder(str(tmp_path)), "spec")
     plan = Plan((unit_named("aa11"),))
-    store.publish_plan(plan)
-    store.publish_version("v1", plan)
+    with Ownership(Folder(str(tmp_path)), "test").held() as owner:
+        store.publish_plan(owner, plan)
+        store.publish_version(owner, "v1", plan)
     assert store.plan_of_version("v1") == plan
     with pytest.raises(OutputMismatchError, match="v2"):
         store.plan_of_version("v2")
@@ -220,7 +223,8 @@ def test_plan_of_version_knows_published_versions_only(tmp_path, contract):
 def test_read_contract_returns_what_was_published(tmp_path, contract):
     store = TokenStore.of(Folder(str(tmp_path)), "spec")
     assert store.read_contract() is None
-    store.publish_contract(contract)
+    with Ownership(Folder(str(tmp_path)), "test").held() as owner:
+        store.publish_contract(owner, contract)
     assert store.read_contract() == contract
     other = contract.model_copy(update={"codec": contract.codec.model_copy(update={"patch_nums": (1, 3, 4)})})
     assert contract.differences(other) == ["codec.patch_nums: [1,2,5] here, [1,3,4] there"]

@@ -20,6 +20,7 @@ from pipeline.export.publish import publish_dataset
 from pipeline.plan.plan import make_plan, plan_to_bytes
 from pipeline.plan.units import Unit
 from pipeline.run.observer import JobObserver
+from pipeline.run.ownership import Ownership
 from pipeline.settings.job_config import SplitConfig
 from pipeline.sources.clip import Part
 from pipeline.stages.blocks import RUN_LEDGER_SCHEMA, TokenBlock
@@ -135,7 +136,8 @@ def spec_of(shuffle, duplicate_ids="reject"):
 def exported(source, spec, folder, build=build_here):
     """Every file of an export, dataset.json too, by path."""
     output = Folder(str(folder))
-    publish_dataset(output, export_dataset(source, output, spec, {}, build, JobObserver()))
+    with Ownership(output, "test").held() as owner:
+        publish_dataset(owner, export_dataset(source, owner, spec, {}, build, JobObserver()))
     return {file.path: output.read(file.path) for file in output.list_files()}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.contract.specs import Contract, Numerics, TokenSpec
-from pipeline.dataset.token_store import TokenStore, fragment_to_bytes
+from pipeline.dataset.fragment import fragment_to_bytes
+from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import VerifyError
 from pipeline.plan.plan import make_plan
 from pipeline.quality.sample import SAMPLE_BYTES, draw_sample

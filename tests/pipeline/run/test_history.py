@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipeline.run.history import compare_runs, read_runs
-from pipeline.run.lease import LEASE_PATH
+from pipeline.run.ownership import HEARTBEAT_PATH
 from pipeline.storage import Folder
 
 
@@ -19,7 +19,7 @@ def test_read_runs_returns_the_last_in_order_and_leaves_out_what_is_broken(tmp_p
     for name, text in (("a", json.dumps(run("a"))), ("b", "{"), ("c", json.dumps(run("c"))), ("d", "[]")):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "run.json").write_text(text)
-    (tmp_path / LEASE_PATH).write_text("{}")
+    (tmp_path / HEARTBEAT_PATH).write_text("{}")
     assert [found["run_id"] for found in read_runs(Folder(str(tmp_path)), 10)] == ["a", "c"]
     assert [found["run_id"] for found in read_runs(Folder(str(tmp_path)), 2)] == ["c"]
     (tmp_path / "runs" / "d" / "run.json").write_text(json.dumps(run("d")))

@@ -16,7 +16,9 @@ One thing is taken for granted of `s3` and `bare`: a deletion reaches the server
 from __future__ import annotations
 
 import errno
+import platform
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,16 +27,21 @@ from itertools import count
 
 import pytest
 
-from pipeline.run.ownership import Ticker
+from pipeline.run import ownership
+from pipeline.run.ownership import Heartbeat, Ticker
 from pipeline.storage import StoredFile
 from pipeline.storage.folder import SCHEMES
 from pipeline.storage.remote import RemoteFiles
-from pipeline.storage.retries import RETRY_POLICY
+from pipeline.storage.retries import RETRY_POLICY, RetryPolicy
 
 SCHEME = "sim"
 OP_S = 0.02
 """What an operation takes."""
 BEAT_S = 5.0
+SKEW_S = {"near": 0.0, "far": 90.0}
+"""By how much the clock of a host is ahead."""
+PLACES = (("near", "1"), ("near", "2"), ("far", "1"))
+"""Hosts, and namespaces of processes on them."""
 PATIENCE_S = 60.0
 """Real seconds after which a history that hangs is a failure of the simulator."""
 WORLDS: dict[str, World] = {}
@@ -56,9 +63,10 @@ class Fault:
 class Process:
     """A command in a thread, which goes on only while the history lets it."""
 
-    def __init__(self, world: World, name: str, work: Callable[[], object]) -> None:
-        self.world, self.name = world, name
-        self.is_over = self.is_killed = self.is_paused = False
+    def __init__(self, world: World, name: str, place: tuple[str, str], work: Callable[[], object]) -> None:
+        self.world, self.name, self.place = world, name, place
+        self.pid = 10 + sum(other.place == place for other in world.processes.values())
+        self.is_over = self.is_killed = self.is_paused = self.was_paused = False
         self.error: BaseException | None = None
         self.wakes_at = 0.0
         self.next_op = ""
@@ -130,7 +138,8 @@ class SimTicker(Ticker):
         self.world, self.is_on, self.due = world, False, 0.0
 
     def start(self, beat: Callable[[], bool]) -> None:
-        assert CURRENT.process is not None
+        if CURRENT.process is None:
+            return  # a run alone
         self.process, self._beat = CURRENT.process, beat
         self.process.beats = self
         self.is_on, self.due = True, self.world.now + BEAT_S
@@ -167,9 +176,9 @@ class World:
     _lock: Process | None = None
     _stroke: Process | None = None
 
-    def start(self, name: str, work: Callable[[], object]) -> Process:
-        """Start a process."""
-        self.processes[name] = Process(self, name, work)
+    def start(self, name: str, place: tuple[str, str], work: Callable[[], object]) -> Process:
+        """Start a process in a place: a host, and a namespace of processes on it."""
+        self.processes[name] = Process(self, name, place, work)
         return self.processes[name]
 
     def living(self) -> list[Process]:
@@ -437,9 +446,30 @@ def simulated() -> Iterator[None]:
         if process is not None and process.world._stroke is None:
             process.sleep(seconds)
 
+    def here() -> Process | None:
+        return CURRENT.process
+
     def clock() -> float:
-        process = CURRENT.process
+        process = here()
         return process.world.now if process is not None else 0.0
+
+    now = clock
+
+    def heartbeat_here(run_id: str) -> Heartbeat:
+        process = here()
+        pid = process.pid if process is not None else 1
+        return Heartbeat(run_id, platform.node(), processes_here(), pid, process_start(pid))
+
+    def processes_here() -> str:
+        process = here()
+        return "/".join(process.place) if process is not None else "nowhere"
+
+    def process_start(pid: int) -> str:
+        process = here()
+        if process is None:
+            return "alone"
+        found = [other for other in process.world.living() if other.place == process.place and other.pid == pid]
+        return found[0].name if found and not found[0].is_killed else ""
 
     def submit(pool, function, *arguments, **named):
         future: Future = Future()
@@ -452,6 +482,12 @@ def simulated() -> Iterator[None]:
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(ThreadPoolExecutor, "submit", submit)
+        patch.setattr(RetryPolicy, "draw_waits", lambda policy: iter(policy.waits_s))
+        patch.setattr(ownership, "heartbeat_here", heartbeat_here)
+        patch.setattr(ownership, "processes_here", processes_here)
+        patch.setattr(ownership, "process_start", process_start)
+        patch.setattr(platform, "node", lambda: here().place[0] if here() else "nowhere")
+        patch.setattr(time, "time", lambda: now() + SKEW_S.get(here().place[0], 0) if here() else now())
         object.__setattr__(RETRY_POLICY, "sleep", sleep)
         object.__setattr__(RETRY_POLICY, "clock", clock)
         try:

@@ -1,0 +1,81 @@
+"""Five hundred histories of commands on one output, drawn from seeds; `make simulate` plays ten thousand."""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+
+import numpy as np
+import pytest
+from histories import BrokenError, Command, Corpus, History, Move, draw_moves, failure_of, shrink, told
+from world import simulated
+
+SEEDS = range(int(os.environ.get("FIRST_SEED", "0")), int(os.environ.get("SEEDS", "500")))
+PARTS = 10
+
+
+def clip(name, num_frames):
+    """A walk as npz bytes."""
+    steps = np.random.default_rng(zlib.crc32(f"{name} {num_frames}".encode())).normal(size=(num_frames, 4))
+    sink = io.BytesIO()
+    np.savez(sink, motion=(np.cumsum(steps, axis=0) / 3).astype(np.float32), fps=25.0)
+    return sink.getvalue()
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_codec):
+    """An input at four times: a clip is replaced by one of the same length, a broken one comes, and is mended."""
+    first = {f"clip{n}.npz": clip(f"clip{n}", 6 + 4 * n) for n in range(3)}
+    replaced = {**first, "clip1.npz": clip("another", 10)}
+    broken = {**replaced, "clip3.npz": b"no archive at all"}
+    mended = {**broken, "clip3.npz": clip("clip3", 12)}
+    with simulated():
+        made = Corpus([first, replaced, broken, mended], tiny_codec)
+        made.prepare()
+        yield made
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_nothing_that_was_published_is_undone_in_any_history(corpus, part):
+    for seed in SEEDS[part::PARTS]:
+        kind, moves = draw_moves(seed)
+        error, _ = failure_of(corpus, kind, moves)
+        if error is not None:
+            shorter = shrink(corpus, kind, moves)
+            error, history = failure_of(corpus, kind, shorter)
+            pytest.fail(f"seed {seed}, {len(shorter)} moves\n{told(history, error)}")
+
+
+def test_a_history_replays_exactly(corpus):
+    for seed in range(20):
+        kind, moves = draw_moves(seed)
+        assert failure_of(corpus, kind, moves)[1].said == failure_of(corpus, kind, moves)[1].said
+
+
+def test_a_broken_history_is_found_shrunk_and_told(corpus, monkeypatch):
+    """A history in which somebody publishes an older input over a newer one."""
+    moves = [
+        Move("start", command=Command("tokenize")),
+        Move("steps", amount=3000),
+        Move("wait", amount=30),
+        Move("input"),
+        Move("start", command=Command("tokenize")),
+        Move("steps", amount=3000),
+    ]
+    assert failure_of(corpus, "disk", moves)[0] is None
+    check = History._check
+
+    def refuse_newer(self, path, name):
+        check(self, path, name)
+        if path == "o/dataset.json" and self.input:
+            raise BrokenError("planted")
+
+    monkeypatch.setattr(History, "_check", refuse_newer)
+    shorter = shrink(corpus, "disk", moves)
+    error, history = failure_of(corpus, "disk", shorter)
+    assert [move.kind for move in shorter] == ["input"]
+    text = told(history, error)
+    assert "On a local disk:" in text
+    assert "starts: tokenize" in text
+    assert text.endswith("Then: planted")

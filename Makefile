@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow test-all campaign soak check format bench clean
+.PHONY: demo test test-slow test-all campaign simulate soak check format bench clean
 
 demo: $(VENV)/.plain  ## make motion, tokenize it, verify the tokens
 	$(BIN)/motion-tokens demo out/demo
@@ -24,6 +24,10 @@ test-all: test test-slow  ## both
 KILLS ?= 100
 campaign: $(VENV)/.dev  ## kill the job KILLS times at random and compare every byte; about an hour
 	$(BIN)/python tests/faults/campaign.py --kills $(KILLS) --json out/campaign.json
+
+SEEDS ?= 10000
+simulate: $(VENV)/.dev  ## play SEEDS histories of commands on one output in the simulator
+	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulator -n $(PROCESSES)
 
 MINUTES ?= 30
 soak: $(VENV)/.dev  ## one job of many small tasks for MINUTES: memory and open files may not grow; a plot stands beside

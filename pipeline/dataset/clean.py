@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.dataset.manifest import Manifest, read_staged, read_version, require_manifest
-from pipeline.dataset.paths import DEALT_PATH
+from pipeline.dataset.paths import DEALT_PATH, SHARD_DIGITS
 from pipeline.dataset.token_store import TokenStore
 from pipeline.errors import ActiveRunError, OutputMismatchError
 from pipeline.plan.plan import plan_from_bytes
@@ -31,7 +31,8 @@ _BESIDE = re.compile(r"versions/([0-9a-f]{16})/.+")
 _PUBLISHED = re.compile(r"_store/([0-9a-f]{16})/published/([0-9a-f]{16})\.txt")
 _PLAN = re.compile(r"_store/([0-9a-f]{16})/plans/([0-9a-f]{24})\.parquet")
 _FRAGMENT = re.compile(r"_store/([0-9a-f]{16})/fragments/[0-9a-f]{2}/([0-9a-f]+)-([0-9a-f]+)\.parquet")
-_SHARD = re.compile(r"(?:parquet/(\w+)/\1-[0-9a-f]{12}\.parquet|webdataset/(\w+)/\2-[0-9a-f]{12}\.tar)")
+_DIGITS = f"[0-9a-f]{{{SHARD_DIGITS}}}"
+_SHARD = re.compile(rf"(?:parquet/(\w+)/\1-{_DIGITS}\.parquet|webdataset/(\w+)/\2-{_DIGITS}\.tar)")
 _LIST = re.compile(r"webdataset/\w+/shards\.txt|index/windows\.parquet")
 _TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.tmp")
 _DEALT = re.compile(rf"{DEALT_PATH}/.+")

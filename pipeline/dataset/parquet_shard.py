@@ -31,7 +31,6 @@ def tokens_to_parquet(
     metadata: dict[bytes, bytes],
     group_rows: int = TOKEN_ROW_GROUP_ROWS,
     group_bytes: int = TOKEN_ROW_GROUP_BYTES,
-    page_checksums: bool = False,
 ) -> bytes:
     """Return token rows as the bytes of one Parquet file: equal rows and metadata, equal bytes.
 
@@ -42,7 +41,6 @@ def tokens_to_parquet(
         metadata: footer keys and values.
         group_rows: rows of a row group at most.
         group_bytes: what columns beside the bits take in a row group at most, unless one row takes more.
-        page_checksums: whether each page carries the checksum of its bytes.
     """
     sink = pa.BufferOutputStream()
     plain = [_leaf(field) for field in tokens.schema if not _is_array(field.type)]
@@ -53,7 +51,6 @@ def tokens_to_parquet(
         compression={_leaf(field): "none" if _is_array(field.type) else "zstd" for field in tokens.schema},
         use_dictionary=texts,
         write_statistics=plain,
-        write_page_checksum=page_checksums,
     )
     with writer:
         writer.write_table(tokens, row_group_size=_rows_of_group(tokens, group_rows, group_bytes))

@@ -10,3 +10,5 @@ MARKER_PATH = "_store/export.json"
 """In an export without a token store of its own: which datasets it is made from."""
 DEALT_PATH = "_store/shuffle"
 """Folder of the dealt rows in an output: there while a global shuffle runs, and after it was killed."""
+SHARD_DIGITS = 20
+"""Of the SHA-256 in a shard's name, hexadecimal: 80 bits, so that two contents never share one."""

@@ -17,6 +17,7 @@ from pipeline.contract.schema import TOKEN_ROW_GROUP_ROWS
 from pipeline.contract.specs import Contract
 from pipeline.dataset.manifest import ShardFile
 from pipeline.dataset.parquet_shard import shard_to_parquet
+from pipeline.dataset.paths import SHARD_DIGITS
 from pipeline.dataset.tar_shard import shard_to_tar
 from pipeline.dataset.token_store import TokenStore
 from pipeline.export.layout import ShardLayout, shuffled_order
@@ -115,7 +116,7 @@ class ShardBuilder:
         else:
             data = memoryview(shard_to_tar(tokens, contract.codec, contract.corpus))
         digest = hashlib.sha256(data).hexdigest()
-        path = f"{name}/{split}/{split}-{digest[:12]}.{SUFFIX[name]}"
+        path = f"{name}/{split}/{split}-{digest[:SHARD_DIGITS]}.{SUFFIX[name]}"
         if not self._stands(path, data):
             self.output.publish(path, data)
         return ShardFile(path=path, split=split, windows=tokens.num_rows, bytes=len(data), sha256=digest)

@@ -143,18 +143,18 @@ def test_clean_removes_orphans_and_spares_what_it_does_not_know(command, tokeniz
     assert tokenize().code == 0
     store = next(output.glob("_store/*"))
     orphans = {
-        "parquet/train/train-0123456789ab.parquet",
-        "webdataset/val/val-0123456789ab.tar",
+        "parquet/train/train-0123456789abcdef0123.parquet",
+        "webdataset/val/val-0123456789abcdef0123.tar",
         "webdataset/val/shards.txt",
         "index/windows.parquet",
         f"_store/{store.name}/fragments/ab/abcdef0123456789abcd-0123456789ab.parquet",
-        "parquet/train/.train-0123456789ab.parquet.0123456789abcdef.tmp",
+        "parquet/train/.train-0123456789abcdef0123.parquet.0123456789abcdef.tmp",
         f"_store/{store.name}/fragments/ab/.abc-012.parquet.0123456789abcdef.tmp",
     }
     spared = {
         "notes.txt",
         "parquet/train/mine.parquet",
-        "parquet/train/val-0123456789ab.parquet",
+        "parquet/train/val-0123456789abcdef0123.parquet",
         "report/picture.png",
         "webdataset/train/.train-young.tar.0123456789abcdef.tmp",
         f"_store/{store.name}/fragments/ab/notes.parquet",

@@ -237,7 +237,7 @@ class History:
 
     def __post_init__(self) -> None:
         self.world = World(self.kind, on_change=self._changed)
-        self.name = f"history{id(self)}"
+        self.name = "history"
         WORLDS[self.name] = self.world
         self.input = 0
         corpus_input = self.corpus

@@ -99,13 +99,13 @@ class DealTask:
     renames: tuple[Renames, ...]
     """By fragment."""
 
-    folder: str = ""
-    """Of this run, this plan and this export: nobody else's rows stand there."""
+    whose: str = ""
+    """This run, this plan and this export: nobody else's rows stand under such a name."""
 
     @property
     def path(self) -> str:
         """Where the rows are put, relative to the output."""
-        return f"{self.folder}/{self.index:06}.bin"
+        return f"{DEALT_PATH}/{self.whose}-{self.index:06}.bin"
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class Shuffle:
             on_dealt: told every file with dealt rows.
         """
         owner.delete(file.path for file in owner.output.list_files(DEALT_PATH))  # of a run that was killed
-        deals = [replace(deal, folder=f"{DEALT_PATH}/{owner.run_id}-{self.digest}") for deal in self.deals]
+        deals = [replace(deal, whose=f"{owner.run_id}-{self.digest}") for deal in self.deals]
         try:
             paths: list[str] = []
             for path in run(deals, Dealer(builder, self.splits)):

@@ -16,7 +16,7 @@ from pipeline.run.ownership import HEARTBEAT_PATH
 from pipeline.storage import Folder
 
 READ_THREADS = 16
-NO_RUNS = frozenset({HEARTBEAT_PATH.rpartition("/")[2]})
+NO_RUNS = frozenset({HEARTBEAT_PATH.rpartition("/")[2], ".lock"})
 """Stands beside the folders of runs."""
 NOTABLE_KEYS = ("spec_id", "executor")
 """Of run.json: what is said where it differs from the run before, besides versions and hardware."""

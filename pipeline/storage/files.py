@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-LOCK_NAME = ".lock"
-"""Of the file, directly in the root, that is locked while names change hands."""
+LOCK_PATH = "runs/.lock"
+"""Of the file that is locked while names change hands; below the root."""
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -102,8 +102,9 @@ class LocalFiles:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Let no other process into such a block on this root meanwhile; without effect where the disk has no locks."""
-        _make_folder(self.root)
-        with (self.root / LOCK_NAME).open("ab") as file:
+        path = self.root / LOCK_PATH
+        _make_folder(path.parent)
+        with path.open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:

@@ -89,7 +89,7 @@ def test_nothing_is_seen_and_nothing_left_where_the_answer_is_no(folder):
     with pytest.raises(OwnershipLostError):
         folder.publish_guarded({"a": b"new", "b": b"new"}, no)
     assert folder.read("a") == b"old"
-    assert [file.path for file in folder.list_files() if not file.path.startswith(".lock")] == ["a"]
+    assert [file.path for file in folder.list_files() if not file.path.startswith("runs/")] == ["a"]
     assert folder.abandon_uploads() == 0
 
 
@@ -106,7 +106,7 @@ def test_deletions_are_asked_for_batch_by_batch(folder):
 
     with pytest.raises(OwnershipLostError):
         folder.delete_guarded(paths, twice)
-    assert [name for name in folder.list_names() if name != ".lock"] == paths[200:]
+    assert [name for name in folder.list_names() if name != "runs"] == paths[200:]
 
 
 def test_an_upload_that_another_run_ended_never_appears(remote):

@@ -76,21 +76,38 @@ def test_a_shard_altered_in_place_is_written_again_by_an_export(command, tokeniz
     assert tools.tree_of(tmp_path / "tokens") == before
 
 
-def test_a_damaged_fragment_is_named_with_the_next_step(command, tokenize, tmp_path):
+def test_a_damaged_fragment_is_named_and_computed_again(command, tokenize, tmp_path):
     assert tokenize().code == 0
     fragment = next((tmp_path / "tokens").glob("_store/*/fragments/*/*"))
-    fragment.write_bytes(fragment.read_bytes()[:100])
-    (tmp_path / "tokens" / "dataset.json").unlink()
-    outcome = tokenize()
-    assert outcome.code == 65
-    assert fragment.name in outcome.text.replace(" ", "")
-    assert "delete it" in outcome.text
-    fragment.unlink()
+    whole = fragment.read_bytes()
+    for harm in (
+        whole[:100],
+        whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :],
+    ):
+        fragment.write_bytes(harm)
+        outcome = command("verify", tmp_path / "tokens")
+        assert (outcome.code, fragment.name in outcome.text.replace(" ", "")) == (1, True)
+        (tmp_path / "tokens" / "dataset.json").unlink()
+        outcome = tokenize()
+        assert outcome.code == 0
+        assert fragment.name in outcome.text.replace(" ", "")
+        assert "damaged and are computed again" in outcome.text
+        assert fragment.read_bytes() == whole
+        assert command("verify", tmp_path / "tokens").code == 0
+
+
+def test_an_export_names_a_fragment_that_is_damaged_or_missing(command, tokenize, tmp_path):
     assert tokenize().code == 0
-    assert command("verify", tmp_path / "tokens").code == 0
+    fragment = next((tmp_path / "tokens").glob("_store/*/fragments/*/*"))
+    fragment.write_bytes(fragment.read_bytes()[:-1] + b"?")
+    outcome = command("export", tmp_path / "tokens", tmp_path / "other", "--local")
+    assert (outcome.code, fragment.name in outcome.text.replace(" ", "")) == (65, True)
+    assert "delete it" in outcome.text
     fragment.unlink()
     outcome = command("export", tmp_path / "tokens", tmp_path / "other", "--local")
     assert (outcome.code, fragment.name in outcome.text.replace(" ", "")) == (75, True)
+    assert tokenize().code == 0
+    assert command("export", tmp_path / "tokens", tmp_path / "other", "--local").code == 0
 
 
 def test_input_that_changes_under_the_reader_is_not_published(command, tokenize, motion, tools, tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def test_runs_at_once_end_in_the_same_bytes(arguments, tools, reference, tmp_pat
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(4)
     ]
     codes = [run.wait() for run in runs if run.communicate() is not None]
-    assert set(codes) <= {0, 3}
+    assert set(codes) <= {0, 75}
     assert 0 in codes
     assert tools.tree_of(tmp_path / "o") == reference
 

@@ -72,11 +72,15 @@ class _Run:
 
 
 def run_tokenize(
-    request: TokenizeRequest, console: Console, again: Callable[[Plan], Sequence[Unit]] | None = None
+    request: TokenizeRequest,
+    console: Console,
+    prepare: Callable[[], None] = lambda: None,
+    again: Callable[[Plan], Sequence[Unit]] | None = None,
 ) -> Tokenized:
     """Run the job and tell about it.
 
     Args:
+        prepare: called before the job; how it ends is told as the job's end is.
         again: returns units that are computed anew although their fragments stand.
 
     Raises:
@@ -95,6 +99,7 @@ def run_tokenize(
         outcome={},
     )
     with _end_told(run):
+        prepare()
         done = _tokenize(run, again)
         if done.gate is None:
             run.outcome.update(outcome_of_dataset(done.manifest))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.contract.schema import WINDOW_INDEX_SCHEMA
 from pipeline.dataset.ledger import table_from_ipc, table_to_ipc
-from pipeline.storage import Scratch
+from pipeline.storage import Scratch, scratch_named
 
 
 class WindowIndex:
@@ -33,7 +33,7 @@ class WindowIndex:
     def to_parquet(self) -> memoryview:
         """Return the whole index: a row group a shard, shards in order."""
         written = Scratch()
-        with pq.ParquetWriter(written.file, WINDOW_INDEX_SCHEMA, compression="zstd") as writer:
+        with scratch_named(), pq.ParquetWriter(written.file, WINDOW_INDEX_SCHEMA, compression="zstd") as writer:
             for shard in sorted(self._places):
                 windows = table_from_ipc(self._gathered.read(*self._places[shard]))
                 columns = {

@@ -56,6 +56,7 @@ def export_datasets(
     observer.on_stage("export")
     options = config.run.storage_options
     output = ownership.output
+    output.require_whole()
     folders = [Folder(url, options) for url in datasets]
     is_in_place = len(folders) == 1 and output.path_below(folders[0]) == ""
     job = _prepared(folders, config)

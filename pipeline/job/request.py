@@ -72,6 +72,7 @@ def prepare(request: TokenizeRequest, executor: Executor, observer: JobObserver 
             f"--workers {config.run.workers}: there are {executor.num_gpus:g} GPUs, {each} for each worker"
         )
     output = Folder(request.output, options)
+    output.require_whole()
     roots = open_motion(request.inputs, output, config.input.format)
     codec = open_codec(request.checkpoint, preset=request.preset, model_config=request.model_config, options=options)
     clips = ClipFilter.read(config.input.clips, options)

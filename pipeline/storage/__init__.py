@@ -10,7 +10,7 @@ from pipeline.storage.files import StoredFile
 from pipeline.storage.folder import Folder, parent_and_name, read_bytes, read_text
 from pipeline.storage.inputs import InputRoot, is_input_there, open_inputs
 from pipeline.storage.retries import RetryPolicy, num_retries, without_secrets
-from pipeline.storage.scratch import Scratch
+from pipeline.storage.scratch import Scratch, scratch_named
 
 __all__ = [
     "Folder",
@@ -24,6 +24,7 @@ __all__ = [
     "parent_and_name",
     "read_bytes",
     "read_text",
+    "scratch_named",
     "with_checksums",
     "without_secrets",
 ]

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from pipeline.errors import InputFormatError, InputNotFoundError, StorageError, UploadAbandonedError
+from pipeline.errors import InputFormatError, InputNotFoundError, RequestError, StorageError, UploadAbandonedError
 from pipeline.storage.files import LocalFiles, StoredFile
 from pipeline.storage.remote import RemoteFiles, S3Files
 from pipeline.storage.retries import RETRY_POLICY, RetryPolicy, with_retries, without_secrets
@@ -28,6 +28,8 @@ BATCH = 100
 """Files that are deleted after one look whether they still may be."""
 SCHEMES: dict[str, type[RemoteFiles]] = {"s3": S3Files, "s3a": S3Files}
 """Who speaks to a place by its scheme, where that is more than fsspec knows of all places."""
+WHOLE = ("abfs", "abfss", "az", "gcs", "gs", "memory", "oss")
+"""Further schemes of places whose files appear whole: object stores that show what was sent once all of it is there."""
 
 
 class Folder:
@@ -80,6 +82,20 @@ class Folder:
     def local_path(self, path: str) -> str | None:
         """Return the file's path on this machine, None where it is remote."""
         return self.url_of(path) if isinstance(self._files, LocalFiles) else None
+
+    def require_whole(self) -> None:
+        """Make sure that files appear here only once they are whole, as whoever learns by listing must know.
+
+        Raises:
+            RequestError: they may appear while they are written.
+        """
+        scheme = self.url.partition("://")[0]
+        if not isinstance(self._files, LocalFiles) and scheme not in (*SCHEMES, *WHOLE):
+            known = ", ".join(sorted({*SCHEMES, *WHOLE} - {"memory"}))
+            raise RequestError(
+                f"{self}: files of {scheme} may be seen while they are written, so that half of one could be taken for"
+                f" all of it; an output stands on a disk or on {known}: write there, then copy"
+            )
 
     def list_files(self, prefix: str = "") -> list[StoredFile]:
         """Return every file at any depth below `prefix`, sorted by path; [] where it is missing."""

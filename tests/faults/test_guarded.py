@@ -234,3 +234,17 @@ def test_a_lock_outlives_a_pause_and_ends_with_its_process(tmp_path, is_killed):
     paused.wait()
     assert order == ["other looks"]
     assert (tmp_path / "a").read_bytes() == b"newer"
+
+
+def test_parts_that_a_killed_run_left_are_ended_by_the_next_owner(remote):
+    """An upload that was begun and never completed: whoever owns the output next, `clean` too, ends it."""
+    filesystem = s3fs.S3FileSystem(**remote.options)
+    bucket, _, key = remote.url_of("parquet/train/large.parquet").removeprefix("s3://").partition("/")
+    filesystem.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+
+    def num_left():
+        return len(filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key).get("Uploads", ()))
+
+    assert num_left() == 1
+    with Ownership(remote, "next", ticker=NoTicker()).held():
+        assert num_left() == 0

@@ -187,3 +187,22 @@ def test_content_that_changed_under_the_same_stamp_is_seen(command, tokenize, mo
     assert tokenize().code == 0
     assert len(built) == 1
     assert command("verify", output).code == 0
+
+
+def test_a_run_killed_between_dataset_and_record_is_told_by_the_next(command, tokenize, tmp_path):
+    output = tmp_path / "tokens"
+    sets = ("--set", "run.report=true")
+    assert tokenize(*sets).code == 0
+    version = version_of(output)
+    for path in [*output.glob("runs/*/run.json"), *output.glob("report/*")]:
+        path.unlink()
+    (output / "report" / "metrics.json").write_text('{"version": "of the dataset before"}')
+    outcome = tokenize(*sets)
+    assert (outcome.code, "already complete" in outcome.text) == (0, True)
+    records = [json.loads(path.read_text()) for path in output.glob("runs/*/run.json")]
+    assert [record["version"] for record in records] == [version]
+    assert json.loads((output / "report" / "metrics.json").read_text())["version"] == version
+    assert "<html" in (output / "report" / "report.html").read_text()
+    assert tokenize(*sets).code == 0
+    assert len(list(output.glob("runs/*/run.json"))) == 1
+    assert "1 of" not in command("clean", output).text

@@ -243,6 +243,8 @@ class History:
         corpus_input = self.corpus
         corpus_input.set_input(self.world, 0)
         self.commands: dict[str, Command] = {}
+        self.began: dict[str, int] = {}
+        """Process -> the input when it started."""
         self.broken: BrokenError | None = None
         self.done: list[tuple[str, int]] = []
         """Processes that ended with 0, and the input of the dataset that stood then."""
@@ -295,7 +297,7 @@ class History:
 
     def _start(self, command: Command) -> None:
         name = f"run{len(self.commands) + 1}"
-        self.commands[name] = command
+        self.commands[name], self.began[name] = command, self.input
         self._say(f"{name} starts: {command}")
         self.world.start(
             name, command.place, partial(run, self.corpus, self.name, command, name, SimTicker(self.world))
@@ -367,6 +369,8 @@ class History:
         wanted = self.corpus.alone(*origin)
         if path == f"{OUTPUT}/dataset.json":
             self._say(f"{name} publishes input {origin[0]}, shuffled {origin[1]}, numerics {origin[2]}")
+            if self.commands[name].verb in ("tokenize", "replay") and origin[0] < self.began[name]:
+                raise BrokenError(f"{name} publishes input {origin[0]}, and began when it was {self.began[name]}")
             if origin[0] < self.reached:
                 raise BrokenError(
                     f"{name} publishes input {origin[0]}; a run had ended with 0 over input {self.reached}"

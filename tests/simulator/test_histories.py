@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from histories import BrokenError, Command, Corpus, History, Move, draw_moves, failure_of, shrink, told
+from histories import KINDS, BrokenError, Command, Corpus, History, Move, draw_moves, failure_of, shrink, told
 from world import simulated
 
 SEEDS = range(int(os.environ.get("FIRST_SEED", "0")), int(os.environ.get("SEEDS", "500")))
@@ -79,3 +80,53 @@ def test_a_broken_history_is_found_shrunk_and_told(corpus, monkeypatch):
     assert "On a local disk:" in text
     assert "starts: tokenize" in text
     assert text.endswith("Then: planted")
+
+
+TOKENIZE, SHUFFLE = Command("tokenize"), Command("tokenize", "global")
+MET = {
+    "a run that was taken over writes its dealt rows over the newer run's": [
+        Move("start", command=SHUFFLE),
+        Move("to", word="write o/_store/shuffle/"),
+        Move("pause"),
+        Move("input"),
+        Move("start", command=replace(SHUFFLE, when_active="take_over")),
+        Move("to", number=1, word="read o/_store/shuffle/"),
+        Move("steps", amount=2),
+        Move("steps", number=1, amount=3000),
+    ],
+    "a killed export, then no clip may be dropped, then the input is mended": [
+        Move("input"),
+        Move("input"),
+        Move("start", command=TOKENIZE),
+        Move("to", word="versions/"),
+        Move("kill"),
+        Move("start", command=replace(TOKENIZE, is_strict=True)),
+        Move("steps", amount=3000),
+        Move("input"),
+    ],
+    "a run with nothing to do looks for stale lists while another publishes": [
+        Move("start", command=TOKENIZE),
+        Move("steps", amount=3000),
+        Move("start", command=TOKENIZE),
+        Move("to", word="look at o/index/windows.parquet"),
+        Move("start", command=SHUFFLE),
+        Move("to", number=1, word="write o/webdataset/train/shards.txt"),
+        Move("steps", amount=3000),
+        Move("steps", amount=3000),
+    ],
+    "two first runs of other numerics": [
+        Move("start", command=TOKENIZE),
+        Move("to", word="_store"),
+        Move("start", command=replace(TOKENIZE, numerics="b", when_active="take_over")),
+        Move("steps", number=1, amount=30),
+        Move("steps", amount=3000),
+        Move("steps", amount=3000),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MET)
+def test_a_history_that_was_met_ends_well(corpus, name, kind):
+    error, history = failure_of(corpus, kind, MET[name])
+    assert error is None, told(history, error)

@@ -94,6 +94,8 @@ class Process:
 
     def stand(self, op: str) -> None:
         """Called in the process: stand still until it may do its next operation."""
+        if self.is_killed:
+            raise Killed
         self.next_op = op
         self._stands.release()
         self._goes.acquire()

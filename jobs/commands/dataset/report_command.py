@@ -41,11 +41,12 @@ def run_report(output: str, request: DeepRequest | None, config: JobConfig, cons
     _print_place(dataset, path, console)
 
 
-def report_of_run(output: Folder, manifest: Manifest, gate: GateResult, console: Console) -> None:
+def report_of_run(output: Folder, manifest: Manifest, gate: GateResult | None, console: Console) -> None:
     """Write the report at the end of a run; whatever goes wrong, the dataset stands, and a line says so.
 
     Args:
         manifest: what the run left.
+        gate: what it found; without it nothing is decoded.
     """
     try:
         from pipeline.report.build import REPORT_FOLDER, STAGED_REPORT_FOLDER, write_report
@@ -55,8 +56,11 @@ def report_of_run(output: Folder, manifest: Manifest, gate: GateResult, console:
         if not is_current and manifest.status != "staged":
             return  # another run has published meanwhile, and writes its own
         dataset, place = open_dataset(output, manifest.version), REPORT_FOLDER if is_current else STAGED_REPORT_FOLDER
-        sample = gate.sample if gate.sample is not None else gate.draw() if gate.draw else None
-        path = write_report(dataset, gate.codec, sample, gate.decoded, place)
+        if gate is None:
+            path = write_report(dataset, place=place)
+        else:
+            sample = gate.sample if gate.sample is not None else gate.draw() if gate.draw else None
+            path = write_report(dataset, gate.codec, sample, gate.decoded, place)
     except Exception as error:  # noqa: BLE001 - the run is done: nothing that a picture lacks may fail it
         finding = str(error).strip().splitlines() or [""]
         text = escape(f"{type(error).__name__}: {finding[0]}")

@@ -28,6 +28,7 @@ from jobs.session.session import are_metrics_taken, open_session
 from jobs.session.signals import stop_signals
 from pipeline.dataset.manifest import Manifest, read_manifest, read_staged
 from pipeline.errors import GateFailedError, MotionTokensError
+from pipeline.run.history import read_runs
 from pipeline.run.observer import Audience, JobObserver
 from pipeline.run.record import JobRecord
 from pipeline.run.stopping import StopSwitch, stop_time
@@ -40,6 +41,9 @@ if TYPE_CHECKING:  # they import torch
     from pipeline.job.tokenize_job import Tokenized
     from pipeline.plan.plan import Plan
     from pipeline.plan.units import Unit
+
+RUNS_LOOKED_AT = 20
+"""Records in which the version of a dataset that was complete already is looked for, the newest."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ def run_tokenize(
         if done.gate is None:
             run.outcome.update(outcome_of_dataset(done.manifest))
             run.console.print("already complete: every unit is tokenized and published", highlight=False)
+            _tell_what_a_killed_run_left_untold(run, done.manifest)
         else:
             _require_passed(run, done.gate)
             _finish(run, done.manifest, done.gate)
@@ -174,6 +179,18 @@ def _finish(run: _Run, manifest: Manifest, gate: GateResult) -> None:
         report_of_run(run.output, manifest, gate, console)
     place = escape(shlex.quote(run.place))
     console.print(f"  prove it   {escape(program_text())} verify {place}", highlight=False, soft_wrap=True)
+
+
+def _tell_what_a_killed_run_left_untold(run: _Run, manifest: Manifest) -> None:
+    """Write run.json and report of a dataset whose run was killed after it had published."""
+    if manifest.version in {told.get("version") for told in read_runs(run.output, RUNS_LOOKED_AT)}:
+        return
+    run.record.notes["version"] = manifest.version
+    run.write_record()
+    if run.config.report:
+        from jobs.commands.dataset.report_command import report_of_run
+
+        report_of_run(run.output, manifest, None, run.console)
 
 
 def _require_passed(run: _Run, gate: GateResult) -> None:

@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.export.build import select_rows
 from pipeline.export.clips import join_ledgers, resolve_duplicates
 from pipeline.export.layout import lay_out_shards, shuffled_order
-from pipeline.export.splits import Splits, assign_splits, splits_from_json
+from pipeline.export.splits import Splits, assign_splits, split_shares, splits_from_json
 from pipeline.settings.job_config import SplitConfig
 
 
@@ -193,3 +193,8 @@ def test_select_rows_keeps_no_table_alive_for_few_of_its_rows():
         rows = np.concatenate([np.arange(*edges) for edges in intervals])
         assert select_rows(table, intervals).equals(table.take(pa.array(rows)))
     assert sum(chunk.buffers()[1].size for chunk in select_rows(table, few)["bits"].chunks) < 2000
+
+
+def test_clips_without_a_value_stand_where_an_empty_one_stands():
+    shares = split_shares("salt", [None, "", "None", None])
+    assert shares[0] == shares[1] == shares[3] != shares[2]

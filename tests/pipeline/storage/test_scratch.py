@@ -1,5 +1,13 @@
 from __future__ import annotations
 
+import errno
+import resource
+import signal
+import tempfile
+
+import pytest
+
+from pipeline.errors import OutputError
 from pipeline.storage import Folder, Scratch
 
 
@@ -23,3 +31,26 @@ def test_scratch_stays_as_long_as_a_view_of_it():
         return scratch.view()
 
     assert bytes(made()) == b"x" * 10_000
+
+
+def test_a_full_temporary_folder_is_named_with_the_next_step():
+    """The limit on a file's size stands for a full disk: a real write fails."""
+    scratch = Scratch()
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"temporary folder: File too large.*set TMPDIR") as caught:
+            scratch.append(b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.exit_code == 74
+
+
+def test_no_temporary_folder_is_named_with_the_next_step(monkeypatch):
+    def fail():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    with pytest.raises(OutputError, match="No usable temporary directory"):
+        Scratch()

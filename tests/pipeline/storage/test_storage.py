@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import s3fs
 
-from pipeline.errors import InputFormatError, InputNotFoundError, StorageError
+from pipeline.errors import InputFormatError, InputNotFoundError, RequestError, StorageError
 from pipeline.storage import Folder, RetryPolicy, open_inputs, read_bytes, read_text
 from pipeline.storage.retries import RETRY_WAITS_S, with_retries
 
@@ -406,3 +406,61 @@ def test_read_text_and_bytes(folder: Folder) -> None:
         read_text(folder.url_of("none.yaml"), folder.options)
     with pytest.raises(InputFormatError, match="not UTF-8 text"):
         read_text(folder.url_of("latin.yaml"), folder.options)
+
+
+@pytest.mark.parametrize(
+    "url", ["/data/o", "s3://b/o", "s3a://b/o", "gs://b/o", "az://b/o", "abfss://b/o", "oss://b/o"]
+)
+def test_outputs_stand_where_files_appear_whole(url: str) -> None:
+    Folder(url).require_whole()
+
+
+@pytest.mark.parametrize(
+    "url", ["sftp://user:secret@host/o", "smb://host/o", "hdfs://host/o", "webhdfs://host/o", "ftp://h/o"]
+)
+def test_outputs_are_refused_where_files_appear_while_they_are_written(url: str) -> None:
+    with pytest.raises(RequestError, match=r"seen while they are written.*abfs.*s3.*write there, then copy") as caught:
+        Folder(url).require_whole()
+    assert "secret" not in str(caught.value)
+
+
+class Disk:
+    """What reaches the disk, in order: names of files and folders that are synced, and moves."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.events: list[tuple[str, str]] = []
+        fsync, replace, link = os.fsync, Path.replace, os.link
+
+        def note_sync(number: int) -> None:
+            self.events.append(("sync", Path(f"/proc/self/fd/{number}").readlink().name))
+            fsync(number)
+
+        def note_replace(path: Path, target: Path) -> Path:
+            self.events.append(("move", Path(target).name))
+            return replace(path, target)
+
+        def note_link(path: Path, target: Path) -> None:
+            self.events.append(("move", Path(target).name))
+            link(path, target)
+
+        patch.setattr(os, "fsync", note_sync)
+        patch.setattr(Path, "replace", note_replace)
+        patch.setattr(os, "link", note_link)
+
+
+@pytest.mark.parametrize("how", ["publish", "publish_new", "publish_guarded"])
+def test_a_file_and_every_folder_that_names_it_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    disk, folder = Disk(monkeypatch), Folder(str(tmp_path / "o"))
+    if how == "publish_guarded":
+        folder.publish_guarded({"a/b/c": b"1"}, lambda: disk.events.append(("look", "")))
+    else:
+        getattr(folder, how)("a/b/c", b"1")
+    events = [("sync", "file") if name.endswith(".tmp") else (kind, name) for kind, name in disk.events]
+    move = events.index(("move", "c"))
+    assert ("sync", "file") in events[:move]
+    assert {("sync", tmp_path.name), ("sync", "o"), ("sync", "a")} <= set(events[:move])  # each names the next
+    assert ("sync", "b") in events[move:]
+    if how == "publish_guarded":
+        assert events.index(("sync", "file")) < events.index(("look", "")) < move

@@ -114,6 +114,16 @@ MET = {
         Move("steps", amount=3000),
         Move("steps", amount=3000),
     ],
+    "a run is paused between its look and its write, and another takes over": [
+        Move("start", command=TOKENIZE),
+        Move("to", word="write o/dataset.json"),
+        Move("pause"),
+        Move("input"),
+        Move("start", command=replace(TOKENIZE, when_active="take_over")),
+        Move("steps", number=1, amount=3000),
+        Move("steps", amount=3000),
+        Move("steps", amount=3000),
+    ],
     "two first runs of other numerics": [
         Move("start", command=TOKENIZE),
         Move("to", word="_store"),

@@ -120,8 +120,10 @@ def tokenize_dataset(
             return work.do(found.missing)
         except DamagedFragmentError:
             lost = damaged_units(job.store, plan.units)
-            observer.on_damaged([job.store.fragment_path(unit.key, unit.stamp) for unit in lost])
-            owner.delete((job.store.fragment_path(unit.key, unit.stamp) for unit in lost), job.store.folder)
+            paths = [job.store.fragment_path(unit.key, unit.stamp) for unit in lost]
+            if paths:  # none where it was damaged on the way only
+                observer.on_damaged(paths)
+            owner.delete(paths, job.store.folder)
             return work.do(lost)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 LOCK_PATH = "runs/.lock"
 """Of the file that is locked while names change hands; below the root."""
@@ -142,21 +143,10 @@ class LocalFiles:
 
     def swap(self, path: str, standing: bytes | None, data: bytes | None) -> bool:
         """Replace a file if it holds `standing` still; called within `locked`. None stands for no file."""
-        try:
-            found: bytes | None = self.read(path)
-        except FileNotFoundError:
-            found = None
-        if found != standing:
-            return found == data
-        if data is not None:
-            self.publish(path, data)
-        elif found is not None:
-            self.delete(path)
-        return True
+        return replace_standing(self, path, standing, data)
 
-    def abandon_uploads(self, before: float | None = None) -> int:
+    def abandon_uploads(self) -> int:
         """Return 0: a local disk has no uploads that others may end."""
-        del before
         return 0
 
     def _below(self, folder: Path, above: frozenset[str]) -> Iterator[StoredFile]:
@@ -175,6 +165,27 @@ class LocalFiles:
 
     def _stored(self, target: Path, status: os.stat_result) -> StoredFile:
         return StoredFile(target.relative_to(self.root).as_posix(), status.st_size, str(status.st_mtime_ns))
+
+
+class _Verbs(Protocol):
+    def read(self, path: str) -> bytes: ...
+    def publish(self, path: str, data: bytes | memoryview) -> None: ...
+    def delete(self, path: str) -> None: ...
+
+
+def replace_standing(files: _Verbs, path: str, standing: bytes | None, data: bytes | None) -> bool:
+    """Look what a file holds, then replace it if that is `standing`; return whether `data` stands. None: no file."""
+    try:
+        found: bytes | None = files.read(path)
+    except FileNotFoundError:
+        found = None
+    if found != standing:
+        return found == data
+    if data is not None:
+        files.publish(path, data)
+    elif found is not None:
+        files.delete(path)
+    return True
 
 
 def _leads_nowhere(entry: os.DirEntry[str]) -> bool:

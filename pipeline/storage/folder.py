@@ -272,13 +272,9 @@ class Folder:
         with self._locked():
             return self._retry(lambda at: self._files.swap(at, standing, data), "write", path)
 
-    def abandon_uploads(self, before: float | None = None) -> int:
-        """End what others are sending here and nobody can see yet; return how many files that were.
-
-        Args:
-            before: only what was begun before this Unix time, seconds.
-        """
-        return self._retry(lambda _: self._files.abandon_uploads(before), "delete", "")
+    def abandon_uploads(self) -> int:
+        """End what others are sending here and nobody can see yet; return how many files that were."""
+        return self._retry(lambda _: self._files.abandon_uploads(), "delete", "")
 
     def delete(self, path: str) -> None:
         """Remove a file; a missing one is no error."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import RequestError
-from pipeline.storage.files import StoredFile
+from pipeline.storage.files import StoredFile, replace_standing
 from pipeline.storage.retries import RETRY_POLICY, RetryPolicy, server_code, without_secrets
 
 LISTING_S = 1800.0
@@ -149,21 +149,10 @@ class RemoteFiles:
 
     def swap(self, path: str, standing: bytes | None, data: bytes | None) -> bool:
         """Replace a file if it holds `standing` still, as far as looking before can tell. None stands for no file."""
-        try:
-            found: bytes | None = self.read(path)
-        except FileNotFoundError:
-            found = None
-        if found != standing:
-            return found == data
-        if data is not None:
-            self.publish(path, data)
-        elif found is not None:
-            self.delete(path)
-        return True
+        return replace_standing(self, path, standing, data)
 
-    def abandon_uploads(self, before: float | None = None) -> int:
+    def abandon_uploads(self) -> int:
         """Return 0: in general nobody can list what others are sending."""
-        del before
         return 0
 
     def stands(self, path: str) -> bool:
@@ -317,12 +306,8 @@ class S3Files(RemoteFiles):
             self.publish(path, data)
         return True
 
-    def abandon_uploads(self, before: float | None = None) -> int:
-        """End what others are sending below this folder and have not completed; return how many uploads that were.
-
-        Args:
-            before: only those begun before this Unix time, seconds, by the server's clock.
-        """
+    def abandon_uploads(self) -> int:
+        """End what others are sending below this folder and have not completed; return how many uploads that were."""
         bucket_and_key = self._bucket_and_key("")
         prefix = f"{bucket_and_key['Key']}/" if bucket_and_key["Key"] else ""
         marker: dict[str, str] = {}
@@ -330,8 +315,6 @@ class S3Files(RemoteFiles):
         while True:
             page = self._call("list_multipart_uploads", 0, Bucket=bucket_and_key["Bucket"], Prefix=prefix, **marker)
             for upload in page.get("Uploads", ()):
-                if before is not None and upload["Initiated"].timestamp() >= before:
-                    continue
                 named = {"Bucket": bucket_and_key["Bucket"], "Key": upload["Key"], "UploadId": upload["UploadId"]}
                 with suppress(FileNotFoundError):
                     self._call("abort_multipart_upload", 0, **named)

@@ -132,14 +132,6 @@ def test_uploads_of_other_folders_are_left_alone(remote):
     assert neighbour.read("a") == b"1"
 
 
-def test_only_uploads_of_before_are_ended(remote):
-    def look():
-        assert remote.abandon_uploads(before=1_000_000.0) == 0
-
-    remote.publish_guarded({"a": b"1"}, look)
-    assert remote.read("a") == b"1"
-
-
 def test_whoever_was_paused_learns_it_by_name(remote):
     """The same with two owners: the first one's write ends with the code for incomplete, whatever the server says."""
     first = Ownership(remote, "first", ticker=NoTicker())

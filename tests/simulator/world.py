@@ -429,7 +429,7 @@ class SimFiles(RemoteFiles):
         self.world.answer()
         return True
 
-    def abandon_uploads(self, before: float | None = None) -> int:
+    def abandon_uploads(self) -> int:
         self.world.operation("end uploads", self.root)
         ours = [name for name, path in self.world.uploads.items() if path.startswith(f"{self.root}/")]
         for name in ours:

@@ -16,8 +16,6 @@ from pathlib import Path
 import pytest
 import s3fs
 from hypothesis import HealthCheck, given, settings, strategies as st
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from pipeline.storage import Folder, RetryPolicy
 from pipeline.storage.files import LocalFiles
@@ -42,26 +40,6 @@ folder.exists("connected")
 time.sleep(max(0, start_s - time.time()))
 print(json.dumps([n for n in range(num_paths) if folder.publish_new(f"a/{n}.bin", name.encode() * 1000)]))
 """
-
-
-class QuietHandler(WSGIRequestHandler):
-    def log_request(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def moto():
-    """The URL and options of a bucket on moto's server, which heeds If-None-Match, one request after another."""
-    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), request_handler=QuietHandler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
-    s3fs.S3FileSystem(**options).call_s3("create_bucket", Bucket="exclusive")
-    yield "s3://exclusive", options
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture(params=["local", "moto"])

@@ -10,8 +10,6 @@ import time
 
 import pytest
 import s3fs
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from pipeline.errors import OwnershipLostError, StorageError, UploadAbandonedError
 from pipeline.run.ownership import HEARTBEAT_PATH, Ownership, Ticker
@@ -20,29 +18,9 @@ from pipeline.storage import Folder, RetryPolicy
 QUICK = RetryPolicy(waits_s=(0.01,) * 3)
 
 
-class QuietHandler(WSGIRequestHandler):
-    def log_request(self, *_):
-        pass
-
-
 class NoTicker(Ticker):
     def start(self, beat):
         pass
-
-
-@pytest.fixture(scope="module")
-def moto():
-    """moto's server, which heeds If-Match and If-None-Match."""
-    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), request_handler=QuietHandler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
-    s3fs.S3FileSystem(**options).call_s3("create_bucket", Bucket="guarded")
-    yield "s3://guarded", options
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture

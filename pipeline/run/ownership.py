@@ -155,11 +155,16 @@ class Ownership:
 
         Raises:
             ActiveRunError: another run lives and `when_active` is `leave`.
+            OwnershipLostError: another run took over; also where the block failed in any way after that.
         """
         self._acquire()
         self._ticker.start(self._beat)
         try:
             yield self
+        except Exception as error:
+            if not isinstance(error, OwnershipLostError):
+                self._blame_the_other(error)
+            raise
         finally:
             self._ticker.stop()
             if not self._lost:
@@ -206,6 +211,14 @@ class Ownership:
         """
         where = self._prefix(folder)
         self.output.delete_guarded((f"{where}{path}" for path in paths), self.make_sure)
+
+    def _blame_the_other(self, error: Exception) -> None:
+        """Raise OwnershipLostError for a failure after another run took over: it may have deleted what was read."""
+        with suppress(StorageError):
+            try:
+                self.make_sure()
+            except OwnershipLostError as lost:
+                raise lost from error
 
     def _prefix(self, folder: Folder | None) -> str:
         below = "" if folder is None else folder.path_below(self.output)

@@ -87,6 +87,9 @@ class Trial:
     def is_exit_allowed(self) -> bool:
         """Whether every run ended with a code that the documents promise for what was done to it."""
         first, *others = self.exits
+        taker = self.disturbed.taker
+        if taker is not None and taker.exit_code != 0:
+            return False
         allowed = {0, *ALLOWED_EXITS[self.harm.kind]}
         if self.harm.kind.startswith("term") and not self.disturbed.is_begun:
             allowed.add(-15)  # before Python could set a handler
@@ -167,6 +170,10 @@ class Grounds:
         cluster = self.cluster.environment if harm.executor == "cluster" else {}
         return {**RAY_ENVIRONMENT, **self.place(harm.place).environment, **cluster}
 
+    def command(self, harm: Harm, output: Folder) -> list[str]:
+        """The command under test, as a harm's executor runs it."""
+        return self.corpus.command(self.place(harm.place), output, harm.executor)
+
     def restore(self) -> None:
         """Bring back nodes that a trial took away."""
         if "cluster" in self.__dict__:
@@ -225,7 +232,7 @@ def run_trial(grounds: Grounds, harm: Harm, name: str) -> Trial:
     corpus, place = grounds.corpus, grounds.place(harm.place)
     output = place.folder(name)
     place.forget_reads()
-    disturbed = disturbed_run(corpus.command(place, output, harm.executor), harm, place, output, grounds)
+    disturbed = disturbed_run(grounds.command(harm, output), harm, place, output, grounds)
     num_read, committed = place.num_read(), num_fragments(output)
     _, records = units_computed(output)
     grounds.restore()
@@ -245,14 +252,27 @@ def run_trial(grounds: Grounds, harm: Harm, name: str) -> Trial:
         is_sound=_is_sound(output),
         lost_windows=corpus.num_windows - len(set(names)),
         doubled_windows=len(names) - len(set(names)),
-        recomputed_units=0 if disturbed.exit_code == 0 else committed + computed - NUM_UNITS,
+        recomputed_units=_num_computed_again(disturbed, committed, computed),
         seconds=round(time.monotonic() - begin, 1),
     )
 
 
+def _num_computed_again(disturbed: Disturbed, committed: int, computed: int) -> int:
+    """Return how many units were computed whose fragments stood.
+
+    Args:
+        committed: fragments that stood when the disturbed run had ended.
+        computed: by runs after it.
+    """
+    taker = disturbed.taker
+    if taker is not None:
+        return max(taker.committed_units + taker.computed_units + computed - NUM_UNITS, 0)
+    return 0 if disturbed.exit_code == 0 else committed + computed - NUM_UNITS
+
+
 def _run_again(grounds: Grounds, harm: Harm, output: Folder) -> int:
     again = replace(harm, executor=harm.again)
-    command = grounds.corpus.command(grounds.place(harm.place), output, again.executor)
+    command = grounds.command(again, output)
     if again.executor == "call":
         return CliRunner().invoke(app, command[3:]).exit_code
     mark = f"again-{time.monotonic_ns()}"

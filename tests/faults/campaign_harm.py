@@ -11,14 +11,15 @@ import random
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
-from campaign_places import Gateway, Place, num_standing
+from campaign_places import Gateway, Place, num_fragments, num_standing, units_computed
 
 from pipeline.storage import Folder
 
 KINDS = ("kill_group", "term", "term_group", "kill_actor", "kill_worker", "remove_node", "s3_restart")
+KINDS += ("pause", "take_over")
 PLACES = ("local", "s3")
 EXECUTOR_OF = {"kill_actor": "ray", "kill_worker": "ray", "remove_node": "cluster"}
 ALLOWED_EXITS = {
@@ -29,6 +30,8 @@ ALLOWED_EXITS = {
     "kill_worker": (1, 75),
     "remove_node": (75,),
     "s3_restart": (75,),
+    "pause": (75,),
+    "take_over": (75,),
 }
 """How a struck run may end, where it does not end with 0."""
 HANGS = 124
@@ -36,6 +39,8 @@ HANGS = 124
 NUM_UNITS = 24
 MARK = "MOTION_TOKENS_CAMPAIGN"
 RUN_LIMIT_S = 240
+TAKER_LIMIT_S = 90
+"""A stopped run may hold the lock of its output, which whoever takes over waits for: then the run goes on first."""
 MOMENT_LIMIT_S = 240
 VICTIM_POLL_S = 0.02
 EARLY, MIDDLE = 0.15, 0.7
@@ -55,6 +60,7 @@ class Harm:
     again: str = "local"
     """Who mends it: an executor too; or "call", the plain loop in this process, which has no limit of time."""
     outage_s: float = 0.0
+    """How long the S3 server is gone, or the run stands still."""
     seed: int = 0
     """Chooses the victim among several."""
 
@@ -81,6 +87,18 @@ class Disturbed:
     """Fragments and exported files that stood at that moment, as far as was seen."""
     is_begun: bool
     """Whether the run had written anything by then."""
+    taker: Taker | None = None
+
+
+@dataclass(frozen=True)
+class Taker:
+    """How the run ended that took over from a stopped one."""
+
+    exit_code: int
+    committed_units: int
+    """What it found."""
+    computed_units: int
+    """What it added."""
 
 
 def draw_harm(kind: str, place: str, num_files: int, chance: random.Random) -> Harm:
@@ -104,7 +122,7 @@ def draw_harm(kind: str, place: str, num_files: int, chance: random.Random) -> H
         files=files,
         extra_s=chance.random(),
         again=executor if chance.random() < 0.25 else "local",
-        outage_s=round(chance.uniform(1, 20), 1) if kind == "s3_restart" else 0.0,
+        outage_s=round(chance.uniform(1, 20), 1) if kind in ("s3_restart", "pause") else 0.0,
         seed=chance.randrange(1 << 30),
     )
 
@@ -132,12 +150,17 @@ def disturbed_run(command: list[str], harm: Harm, place: Place, output: Folder, 
     try:
         stood = wait_for_moment(process, harm, place, output)
         is_begun = stood > 0 or not harm.kind.startswith("term") or bool(output.list_files())
-        victim = _strike(process, harm, grounds)
+        taker = None
+        if harm.kind == "take_over" and process.poll() is None:
+            taker = _take_over(command, mark, harm, output, grounds)
+            victim = "all processes"
+        else:
+            victim = _strike(process, harm, grounds, mark)
         at_s = time.monotonic() - begin
         exit_code = end_of(process)
     finally:
         end_leftovers(mark)
-    return Disturbed(exit_code, round(at_s, 2), bool(victim), victim, stood, is_begun)
+    return Disturbed(exit_code, round(at_s, 2), bool(victim), victim, stood, is_begun, taker)
 
 
 def wait_for_moment(process: psutil.Popen, harm: Harm, place: Place, output: Folder) -> int:
@@ -163,7 +186,40 @@ def end_of(process: psutil.Popen) -> int:
         return HANGS
 
 
-def _strike(process: psutil.Popen, harm: Harm, grounds) -> str:
+def _take_over(command: list[str], mark: str, harm: Harm, output: Folder, grounds) -> Taker:
+    """Stop a run, let the same command take its output over and end, then let the stopped one go on."""
+    stopped = _stop_all(mark)
+    committed = num_fragments(output)
+    mine = f"{mark}-taker"
+    again = replace(harm, executor=harm.again)
+    taking = [*grounds.command(again, output), "--set", "run.when_active=take_over"]
+    taker = start(taking, {**grounds.environment(again), MARK: mine})
+    try:
+        with contextlib.suppress(psutil.TimeoutExpired):
+            taker.wait(TAKER_LIMIT_S)
+        computed, _ = units_computed(output)
+        _go_on(stopped)
+        return Taker(end_of(taker), committed, computed)
+    finally:
+        end_leftovers(mine)
+
+
+def _stop_all(mark: str) -> list[psutil.Process]:
+    """Send SIGSTOP to every process of a run."""
+    stopped = _marked(mark)
+    for process in stopped:
+        with contextlib.suppress(psutil.Error):
+            process.suspend()
+    return stopped
+
+
+def _go_on(stopped: list[psutil.Process]) -> None:
+    for process in stopped:
+        with contextlib.suppress(psutil.Error):
+            process.resume()
+
+
+def _strike(process: psutil.Popen, harm: Harm, grounds, mark: str) -> str:
     """Do the harm and name whom it met; "" where the run had ended already."""
     chance = random.Random(harm.seed)
     if process.poll() is not None:
@@ -179,6 +235,11 @@ def _strike(process: psutil.Popen, harm: Harm, grounds) -> str:
         return "process group"
     if harm.kind == "remove_node":
         return str(grounds.cluster.remove_node(chance))
+    if harm.kind == "pause":
+        stopped = _stop_all(mark)
+        time.sleep(harm.outage_s)
+        _go_on(stopped)
+        return "all processes"
     if harm.kind == "s3_restart":
         return _interrupt(grounds.gateway, harm.outage_s)
     return _kill_workers(process, harm.kind, chance)
@@ -221,7 +282,16 @@ def children_named(process: psutil.Process, prefix: str) -> list[tuple[str, psut
 
 def end_leftovers(mark: str) -> None:
     """End what a killed driver's Ray left behind, so that trials do not disturb each other."""
+    for process in _marked(mark):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """Return the processes that a run has started, itself among them."""
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == mark:
-                process.kill()
+                found.append(process)
+    return found

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -104,7 +105,7 @@ class Move:
     kind: str
     """start, steps, to, weave, kill, pause, wait, input, fault or power."""
     number: int = 0
-    """Which process, counted from the first that lives."""
+    """Which process, counted from the first that lives; -1: the last."""
     amount: int = 0
     word: str = ""
     command: Command | None = None
@@ -157,6 +158,11 @@ def promised_files(world: World, folder: str = OUTPUT) -> dict[str, bytes]:
     names = [name for name in world.files if name.startswith(f"{folder}/")]
     own = ("_store/", "runs/", "report/", "versions/", ".lock")
     return {name[start:]: world.files[name] for name in names if not name[start:].startswith(own)}
+
+
+def is_shard(path: str) -> bool:
+    """Whether a file of a dataset is named by what it holds, and stands for every version alike."""
+    return path.startswith(("parquet/", "webdataset/")) and not path.endswith("shards.txt")
 
 
 class Corpus:
@@ -214,16 +220,23 @@ def run(corpus: Corpus, world_name: str, command: Command, name: str, ticker: Si
         if command.verb == "replay":
             require_manifest(output)
             again = lambda plan: units_to_retry(open_dataset(output), plan)  # noqa: E731
-        tokenize_dataset(request, executor_of(command.numerics), JobObserver(), JobRecord(), control, again)
+        done = tokenize_dataset(request, executor_of(command.numerics), JobObserver(), JobRecord(), control, again)
+        tell(output, name, done.manifest, ticker)
     elif command.verb in ("export", "export_elsewhere"):
         target = output if command.verb == "export" else Folder(f"{base}/p")
         owner = Ownership(target, name, command.when_active, ticker=ticker)
         config = load_config(None, [f"export.shuffle={command.shuffle}"])
-        export_datasets([output.url], owner, config, build_here, JobObserver())
+        tell(target, name, export_datasets([output.url], owner, config, build_here, JobObserver()), ticker)
     else:
         require_manifest(output)
         with Ownership(output, name, ticker=ticker).held() as owner:
             delete_outdated(owner, find_outdated(output, 1))
+
+
+def tell(output: Folder, name: str, manifest: Manifest, ticker: SimTicker) -> None:
+    """Write what `clean` reads of a run's record: when which version was published."""
+    record = {"version": manifest.version, "finished": f"{ticker.world.now:09.2f}"}
+    output.publish(f"runs/{name}/run.json", json.dumps(record).encode())
 
 
 @dataclass
@@ -351,6 +364,7 @@ class History:
         process = CURRENT.process
         name = process.name if process is not None else "?"
         try:
+            self._check_versions(path, name)
             self._check(path, name)
         except BrokenError as error:
             self.broken = error
@@ -384,13 +398,26 @@ class History:
             copy = self.world.files.get(f"{OUTPUT}/versions/{version}/{file}")
             if wanted[file] not in (standing, copy):
                 raise BrokenError(f"after {name} changed {path}, {file} of the dataset is missing or altered")
-        for file in self._versions_needed(version, path, wanted):
-            if self.world.files.get(f"{OUTPUT}/versions/{version}/{file}") != wanted[file]:
-                raise BrokenError(f"after {name} changed {path}, the version's copy of {file} is missing or altered")
 
-    def _versions_needed(self, version: str, path: str, wanted: dict[str, bytes]) -> list[str]:
-        prefix = f"{OUTPUT}/versions/{version}/"
-        return [path[len(prefix) :]] if path.startswith(prefix) and path[len(prefix) :] in wanted else []
+    def _check_versions(self, path: str, name: str) -> None:
+        """Every version that has a record must have its files, whichever is the current one."""
+        record = re.fullmatch(rf"{OUTPUT}/versions/([0-9a-f]{{16}})\.json", path)
+        versions = [record[1]] if record else self._recorded()
+        for version in versions:
+            data = self.world.files.get(f"{OUTPUT}/versions/{version}.json")
+            if data is None or data not in self.corpus.origin:
+                continue
+            for file, content in self.corpus.alone(*self.corpus.origin[data]).items():
+                kept = f"{OUTPUT}/{file}" if is_shard(file) else f"{OUTPUT}/versions/{version}/{file}"
+                if file == "dataset.json" or (record is None and path != kept):
+                    continue
+                if self.world.files.get(kept) != content:
+                    raise BrokenError(f"after {name} changed {path}, version {version} names {kept}, which is missing")
+
+    def _recorded(self) -> list[str]:
+        begin = f"{OUTPUT}/versions/"
+        names = [name[len(begin) :] for name in self.world.files if name.startswith(begin)]
+        return [name.removesuffix(".json") for name in names if "/" not in name]
 
     def _look(self) -> None:
         """Look at who has ended, and how."""
@@ -416,7 +443,9 @@ class History:
             return
         code = getattr(error, "exit_code", None) if isinstance(error, MotionTokensError) else None
         self._say(f"{process.name} ends with {code}: {str(error)[:160]}")
-        if isinstance(error, OwnershipLostError) and not (process.was_paused or self._may_be_taken_over()):
+        if isinstance(error, OwnershipLostError) and not (
+            process.was_paused or self._may_be_taken_over(process)
+        ):
             raise BrokenError(f"{process.name} was beating all the time, and was taken over: {error}")
         allowed = {INCOMPLETE, IO_ERROR}
         if command.is_strict:
@@ -426,9 +455,10 @@ class History:
         if code not in allowed:
             raise BrokenError(f"{process.name} ended with {error!r}")
 
-    def _may_be_taken_over(self) -> bool:
-        """Whether somebody was told to take over, or the server does not say who was first."""
-        return self.kind == "bare" or any(other.when_active == "take_over" for other in self.commands.values())
+    def _may_be_taken_over(self, process: Process) -> bool:
+        """Whether another was told to take over, or the server does not say who was first."""
+        others = [command for name, command in self.commands.items() if name != process.name]
+        return self.kind == "bare" or any(other.when_active == "take_over" for other in others)
 
     def _differ(self) -> bool:
         """Whether commands of other numerics or windows were started."""
@@ -455,10 +485,7 @@ class History:
         for path, data in wanted.items():
             if found.get(path) != data:
                 raise BrokenError(f"at the end {path} is missing or altered")
-        shards = ("parquet/", "webdataset/")
-        extra = [
-            path for path in found if path not in wanted and not (path.startswith(shards) and "shards" not in path)
-        ]
+        extra = [path for path in found if path not in wanted and not is_shard(path)]
         if extra:
             raise BrokenError(f"at the end there are {extra}")
         self._prove()
@@ -509,12 +536,20 @@ THEMES = {
     "strict": ([6, 0, 0, 0, 0], [4, 0, 1], [3, 1]),
     "idle": ([6, 0, 0, 0, 0], [2, 1, 1], [1, 1]),
     "shuffling": ([6, 1, 0, 0, 0], [2, 0, 4], [0, 1]),
+    "beginning": ([6, 1, 0, 1, 0], [6, 1, 0], [2, 1]),
+    "ending": ([6, 1, 0, 1, 0], [1, 0, 4], [1, 0]),
 }
 """Weights of verbs, of what to do when another run is active, and of shuffles."""
 MOVES = ("start", "steps", "to", "weave", "kill", "pause", "wait", "input", "fault", "power")
 WEIGHTS = (7, 6, 8, 3, 2, 2, 2, 3, 1, 0.4)
 OWN_WEIGHTS = {"shuffling": (7, 3, 3, 6, 1, 1, 1, 4, 1, 0.4), "idle": (7, 3, 3, 6, 0, 0, 1, 0, 0, 0)}
+OWN_WEIGHTS |= {"beginning": (9, 3, 2, 9, 1, 0, 1, 3, 0, 0), "ending": (7, 3, 9, 3, 1, 0, 1, 3, 0, 0)}
+OWN_WEIGHTS |= {"cleaning": (7, 6, 6, 2, 1, 2, 1, 0.3, 1, 0.4)}
 OWN_STAGES = {"shuffling": ("shuffle/",), "idle": ("windows.parquet",)}
+OWN_STAGES |= {"beginning": ("active.json", "runs/"), "ending": ("delete o/runs/", "write o/dataset.json")}
+OWN_STAGES |= {"cleaning": ("delete", "read o/_store")}
+OVERTAKING = 0.2
+"""Share of moves that are whole overtakings."""
 VERBS = ("tokenize", "export", "export_elsewhere", "clean", "replay")
 
 
@@ -523,8 +558,10 @@ def draw_moves(seed: int) -> tuple[str, list[Move]]:
     chance = random.Random(seed)
     kind, theme = chance.choice(KINDS), chance.choice(list(THEMES))
     moves: list[Move] = []
-    for _ in range(chance.choice([0, 0, 1, 2])):  # what stands already
+    for number in range(2 if theme == "cleaning" else chance.choice([0, 0, 1, 2])):  # what stands already
         shuffle = chance.choices(["none", "global"], THEMES[theme][2])[0]
+        if theme == "cleaning":  # versions of one input, so that an older one may come again
+            shuffle = ("none", "global")[number]
         moves += [Move("start", command=Command("tokenize", shuffle)), Move("steps", amount=3000)]
     if theme == "strict":  # a clip is broken, and an export may have been killed
         moves = [Move("input"), Move("input"), Move("start", command=Command("tokenize"))]
@@ -533,9 +570,18 @@ def draw_moves(seed: int) -> tuple[str, list[Move]]:
             Move("kill" if chance.random() < 0.5 else "steps", amount=3000),
         ]
     moves.append(Move("start", command=_draw_command(chance, theme)))
-    for _ in range(chance.randint(4, 14)):
-        moves.append(_draw_move(chance, theme))
+    for _ in range(chance.randint(4, 12)):
+        moves += _draw_overtaking(chance, theme) if chance.random() < OVERTAKING else [_draw_move(chance, theme)]
     return kind, moves
+
+
+def _draw_overtaking(chance: random.Random, theme: str) -> list[Move]:
+    """Return moves by which a process stands still at a stage, while another does all its work."""
+    number = chance.randint(0, 2)
+    moves = [_draw_stage(chance, theme, "to", number)]
+    moves += [Move("pause", number)] if chance.random() < 0.5 else []
+    moves += [Move("input")] if chance.random() < (0.1 if theme == "cleaning" else 0.7) else []
+    return [*moves, Move("start", command=_draw_command(chance, theme)), Move("steps", -1, amount=3000)]
 
 
 def _draw_command(chance: random.Random, theme: str) -> Command:
@@ -560,13 +606,17 @@ def _draw_move(chance: random.Random, theme: str) -> Move:
     if kind == "steps":
         return Move(kind, number, amount=chance.choice([1, 2, 3, 5, 9, 20, 60, 3000, 3000, 3000]))
     if kind in ("to", "weave"):
-        own = OWN_STAGES.get(theme, ()) * len(STAGES)
-        return Move(kind, number, amount=chance.randint(0, 10**6), word=chance.choice([*STAGES, *own]))
+        return _draw_stage(chance, theme, kind, number)
     if kind == "wait":
         return Move(kind, amount=chance.choice([3, 30, 130]))
     if kind == "fault":
         return Move(kind, number, amount=chance.choice([1, 40]), word=chance.choice(["full", "lost", "refused"]))
     return Move(kind, number, amount=chance.randint(0, 10**6))
+
+
+def _draw_stage(chance: random.Random, theme: str, kind: str, number: int) -> Move:
+    own = OWN_STAGES.get(theme, ()) * len(STAGES)
+    return Move(kind, number, amount=chance.randint(0, 10**6), word=chance.choice([*STAGES, *own]))
 
 
 def failure_of(corpus: Corpus, kind: str, moves: Sequence[Move]) -> tuple[BrokenError | None, History]:

@@ -23,12 +23,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 
 import pytest
 
+from pipeline.job import request
 from pipeline.run import ownership
 from pipeline.run.ownership import Heartbeat, Ticker
+from pipeline.stages.codec import open_codec
 from pipeline.storage import StoredFile
 from pipeline.storage.folder import SCHEMES
 from pipeline.storage.remote import RemoteFiles
@@ -473,6 +476,13 @@ def simulated() -> Iterator[None]:
         found = [other for other in process.world.living() if other.place == process.place and other.pid == pid]
         return found[0].name if found and not found[0].is_killed else ""
 
+    @cache
+    def read_checkpoint(url: str):
+        return open_codec(url)
+
+    def read_once(url: str, **others):
+        return read_checkpoint(url)
+
     def submit(pool, function, *arguments, **named):
         future: Future = Future()
         try:
@@ -484,6 +494,7 @@ def simulated() -> Iterator[None]:
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(ThreadPoolExecutor, "submit", submit)
+        patch.setattr(request, "open_codec", read_once)
         patch.setattr(RetryPolicy, "draw_waits", lambda policy: iter(policy.waits_s))
         patch.setattr(ownership, "heartbeat_here", heartbeat_here)
         patch.setattr(ownership, "processes_here", processes_here)

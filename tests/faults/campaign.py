@@ -28,6 +28,7 @@ import numpy as np
 from campaign_cluster import ThreeNodes
 from campaign_harm import (
     ALLOWED_EXITS,
+    EXECUTORS,
     KINDS,
     MARK,
     NUM_UNITS,
@@ -288,13 +289,15 @@ def _is_sound(output: Folder) -> bool:
     return manifest is not None and verify_dataset(output, manifest, lambda path: None).is_sound
 
 
-def draw_harms(grounds: Grounds, kills: int, seed: int, kinds: list[str], places: list[str]) -> Iterator[Harm]:
+def draw_harms(
+    grounds: Grounds, kills: int, seed: int, kinds: list[str], places: list[str], executors: list[str]
+) -> Iterator[Harm]:
     """Yield harms, kinds in turn; the one of a number depends on seed and kinds alone, but for its seconds."""
     for number in range(kills):
         chance = random.Random(f"{seed}-{number}")
         kind = kinds[number % len(kinds)]
         place = "s3" if kind == "s3_restart" else chance.choice(places)
-        harm = draw_harm(kind, place, NUM_UNITS + len(grounds.corpus.reference), chance)
+        harm = draw_harm(kind, place, NUM_UNITS + len(grounds.corpus.reference), chance, executors)
         extra_s = harm.extra_s * span_s(harm, grounds.pace(harm.executor, place))
         yield replace(harm, extra_s=round(extra_s, 2))
 
@@ -343,9 +346,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--kinds", default=",".join(KINDS), help="some of " + ", ".join(KINDS))
     parser.add_argument("--places", default=",".join(PLACES), help="some of " + ", ".join(PLACES))
+    parser.add_argument("--executors", default=",".join(EXECUTORS), help="some of " + ", ".join(EXECUTORS))
     arguments = parser.parse_args()
     kinds, places = arguments.kinds.split(","), arguments.places.split(",")
-    unknown = [*(set(kinds) - set(KINDS)), *(set(places) - set(PLACES))]
+    executors = arguments.executors.split(",")
+    unknown = [*(set(kinds) - set(KINDS)), *(set(places) - set(PLACES)), *(set(executors) - set(EXECUTORS))]
     kinds = [kind for kind in kinds if kind != "s3_restart" or "s3" in places]
     if unknown or not kinds:
         parser.error(f"not to be had: {', '.join(unknown) or 's3_restart without s3'}")
@@ -353,7 +358,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with grounds_for(make_corpus(folder / "corpus"), folder) as grounds:
-            harms = draw_harms(grounds, arguments.kills, arguments.seed, kinds, places)
+            harms = draw_harms(grounds, arguments.kills, arguments.seed, kinds, places, executors)
             trials = run_campaign(grounds, harms)
     print(summary(trials))
     if arguments.json:

@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -21,6 +22,7 @@ from pipeline.storage import Folder
 KINDS = ("kill_group", "term", "term_group", "kill_actor", "kill_worker", "remove_node", "s3_restart")
 KINDS += ("pause", "take_over")
 PLACES = ("local", "s3")
+EXECUTORS = ("ray", "local")
 EXECUTOR_OF = {"kill_actor": "ray", "kill_worker": "ray", "remove_node": "cluster"}
 ALLOWED_EXITS = {
     "kill_group": (-signal.SIGKILL,),
@@ -101,13 +103,16 @@ class Taker:
     """What it added."""
 
 
-def draw_harm(kind: str, place: str, num_files: int, chance: random.Random) -> Harm:
+def draw_harm(
+    kind: str, place: str, num_files: int, chance: random.Random, executors: Sequence[str] = EXECUTORS
+) -> Harm:
     """Draw a harm with its moment; `extra_s` is a share yet, of `span_s`.
 
     Args:
         num_files: fragments and exported files of a run that is done.
+        executors: to choose from, where the kind leaves a choice.
     """
-    executor = EXECUTOR_OF.get(kind) or chance.choice(("ray", "local"))
+    executor = EXECUTOR_OF.get(kind) or chance.choice(executors)
     when = chance.random()
     if when < EARLY:
         files = 0

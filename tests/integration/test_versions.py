@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from threading import Lock
@@ -206,3 +207,15 @@ def test_a_run_killed_between_dataset_and_record_is_told_by_the_next(command, to
     assert tokenize(*sets).code == 0
     assert len(list(output.glob("runs/*/run.json"))) == 1
     assert "1 of" not in command("clean", output).text
+
+
+def test_a_shard_is_named_by_eighty_bits_of_its_content(tokenize, tmp_path):
+    assert tokenize("--set", "export.formats=[parquet,webdataset]").code == 0
+    shards = [shard for files in current(tmp_path / "tokens")["shards"].values() for shard in files]
+    assert len(shards) >= 4
+    for shard in shards:
+        digits = shard["path"].rpartition("-")[2].partition(".")[0]
+        assert len(digits) == 80 // 4
+        data = (tmp_path / "tokens" / shard["path"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == shard["sha256"]
+        assert shard["sha256"].startswith(digits)

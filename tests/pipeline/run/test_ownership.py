@@ -206,6 +206,19 @@ def test_a_missing_heartbeat_is_a_lost_one(output):
     assert read_heartbeat(output).run_id == "other"
 
 
+def test_whatever_fails_after_a_takeover_is_a_lost_ownership(output):
+    with pytest.raises(OwnershipLostError, match="owned and released") as caught, ownership(output, "other").held():
+        with ownership(output, when_active="take_over").held():
+            raise FileNotFoundError("deleted by the other run")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_what_fails_under_an_owner_is_told_as_it_is(output):
+    with pytest.raises(FileNotFoundError), ownership(output).held():
+        raise FileNotFoundError("a")
+    assert read_heartbeat(output) is None
+
+
 def test_a_late_beat_does_not_take_the_output_back(output):
     ticker = NoTicker()
     mine = ownership(output, when_active="take_over")

@@ -195,6 +195,7 @@ def _take_over(command: list[str], mark: str, harm: Harm, output: Folder, ground
     """Stop a run, let the same command take its output over and end, then let the stopped one go on."""
     stopped = _stop_all(mark)
     committed = num_fragments(output)
+    _, records = units_computed(output)
     mine = f"{mark}-taker"
     again = replace(harm, executor=harm.again)
     taking = [*grounds.command(again, output), "--set", "run.when_active=take_over"]
@@ -202,7 +203,7 @@ def _take_over(command: list[str], mark: str, harm: Harm, output: Folder, ground
     try:
         with contextlib.suppress(psutil.TimeoutExpired):
             taker.wait(TAKER_LIMIT_S)
-        computed, _ = units_computed(output)
+        computed, _ = units_computed(output, records)
         _go_on(stopped)
         return Taker(end_of(taker), committed, computed)
     finally:

@@ -443,9 +443,7 @@ class History:
             return
         code = getattr(error, "exit_code", None) if isinstance(error, MotionTokensError) else None
         self._say(f"{process.name} ends with {code}: {str(error)[:160]}")
-        if isinstance(error, OwnershipLostError) and not (
-            process.was_paused or self._may_be_taken_over(process)
-        ):
+        if isinstance(error, OwnershipLostError) and not (process.was_paused or self._may_be_taken_over(process)):
             raise BrokenError(f"{process.name} was beating all the time, and was taken over: {error}")
         allowed = {INCOMPLETE, IO_ERROR}
         if command.is_strict:
@@ -576,12 +574,17 @@ def draw_moves(seed: int) -> tuple[str, list[Move]]:
 
 
 def _draw_overtaking(chance: random.Random, theme: str) -> list[Move]:
-    """Return moves by which a process stands still at a stage, while another does all its work."""
+    """Return moves by which a process stands still at a stage, while another works, or dies over it."""
     number = chance.randint(0, 2)
     moves = [_draw_stage(chance, theme, "to", number)]
+    moves += [Move("steps", number, amount=chance.randint(1, 12))] if chance.random() < 0.3 else []
     moves += [Move("pause", number)] if chance.random() < 0.5 else []
     moves += [Move("input")] if chance.random() < (0.1 if theme == "cleaning" else 0.7) else []
-    return [*moves, Move("start", command=_draw_command(chance, theme)), Move("steps", -1, amount=3000)]
+    moves.append(Move("start", command=_draw_command(chance, theme)))
+    if chance.random() < 0.5:
+        return [*moves, Move("steps", -1, amount=3000)]
+    moves.append(Move("steps", -1, amount=chance.randint(5, 100)))
+    return [*moves, Move("kill", -1)] if chance.random() < 0.5 else moves
 
 
 def _draw_command(chance: random.Random, theme: str) -> Command:

@@ -207,9 +207,9 @@ def test_a_missing_heartbeat_is_a_lost_one(output):
 
 
 def test_whatever_fails_after_a_takeover_is_a_lost_ownership(output):
-    with pytest.raises(OwnershipLostError, match="owned and released") as caught, ownership(output, "other").held():
-        with ownership(output, when_active="take_over").held():
-            raise FileNotFoundError("deleted by the other run")
+    other, mine = ownership(output, "other"), ownership(output, when_active="take_over")
+    with pytest.raises(OwnershipLostError, match="owned and released") as caught, other.held(), mine.held():
+        raise FileNotFoundError("deleted by the other run")
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 

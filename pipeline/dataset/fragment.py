@@ -24,6 +24,7 @@ from pipeline.contract.schema import CONTRACT_KEY, LEDGER_KEY, LEDGER_SCHEMA
 from pipeline.contract.specs import Contract
 from pipeline.dataset.ledger import table_from_ipc, table_to_ipc
 from pipeline.dataset.parquet_shard import tokens_to_parquet
+from pipeline.tables import metadata_of, open_parquet, read_footer
 
 _MAGIC = b"PAR1"
 _END_BYTES = 8
@@ -43,7 +44,7 @@ def sealed(parquet: bytes) -> bytes:
     """Return a Parquet file with its seal."""
     view = memoryview(parquet)
     edge = len(parquet) - _footer_bytes(view)
-    chunks = _chunks(pq.read_metadata(pa.BufferReader(parquet)))
+    chunks = _chunks(metadata_of(read_footer(pa.BufferReader(parquet))))
     digests = [hashlib.sha256(view[begin:end]).digest() for _, begin, end in chunks]
     seal, footer = b"".join([*digests, len(digests).to_bytes(_COUNT_BYTES, "little")]), view[edge:]
     return b"".join((view[:edge], seal, hashlib.sha256(seal + footer).digest(), footer))
@@ -61,7 +62,7 @@ def fragment_rows(data: bytes) -> pa.Table:
     view = memoryview(data)
     for (name, begin, end), digest in zip(tail.chunks, tail.digests, strict=True):
         _check(name, view[begin:end], digest)
-    return pq.read_table(pa.BufferReader(data))
+    return open_parquet(pa.BufferReader(data), tail.metadata).read()
 
 
 def fragment_ledger(file: BinaryIO) -> pa.Table:
@@ -95,7 +96,7 @@ def fragment_columns(file: BinaryIO, names: Sequence[str]) -> pa.Table:
         if name.partition(".")[0] in names:
             file.seek(begin)
             data[begin:end] = _check(name, file.read(end - begin), digest)
-    return pq.ParquetFile(pa.BufferReader(data), metadata=tail.metadata).read(columns=list(names))
+    return open_parquet(pa.BufferReader(data), tail.metadata).read(columns=list(names))
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class _Tail:
 
     @cached_property
     def metadata(self) -> pq.FileMetaData:
-        return pq.read_metadata(pa.BufferReader(self.footer))
+        return metadata_of(read_footer(pa.BufferReader(self.footer), self.num_bytes))
 
     @property
     def chunks(self) -> list[tuple[str, int, int]]:

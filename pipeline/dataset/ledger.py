@@ -6,6 +6,8 @@ import io
 
 import pyarrow as pa
 
+from pipeline.tables import read_stream
+
 
 def table_to_ipc(table: pa.Table) -> bytes:
     """Return a table as an Arrow IPC stream."""
@@ -17,5 +19,4 @@ def table_to_ipc(table: pa.Table) -> bytes:
 
 def table_from_ipc(data: bytes | pa.Buffer) -> pa.Table:
     """Return the table that `table_to_ipc` wrote."""
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_all()
+    return read_stream(data)

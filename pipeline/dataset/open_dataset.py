@@ -6,7 +6,6 @@ Knows no Ray or torch. Holds the clip index in memory, and of shards only what t
 from __future__ import annotations
 
 import difflib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,6 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.contract.schema import BITS_COLUMNS
@@ -25,6 +23,7 @@ from pipeline.dataset.paths import WINDOW_INDEX_PATH
 from pipeline.dataset.tar_shard import table_of_tar
 from pipeline.errors import InputNotFoundError, VerifyError
 from pipeline.storage import Folder
+from pipeline.tables import read_table
 
 NUM_NEAR = 3
 MAX_COMPARED = 100_000
@@ -86,14 +85,14 @@ class OpenDataset:
         data = _read(self.folder, shard.path)
         try:
             if name == "parquet":
-                return pq.read_table(io.BytesIO(data))
+                return read_table(data)
             return table_of_tar(data, contract.codec, contract.corpus, shard.path)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise VerifyError(f"{self.folder}/{shard.path} is damaged ({error}): run motion-tokens verify") from error
 
     @cached_property
     def _windows(self) -> pa.Table:
-        return pq.read_table(io.BytesIO(read_beside(self.folder, self.manifest, WINDOW_INDEX_PATH)))
+        return read_table(read_beside(self.folder, self.manifest, WINDOW_INDEX_PATH))
 
 
 def open_dataset(folder: Folder, version: str | None = None) -> OpenDataset:
@@ -109,7 +108,7 @@ def open_dataset(folder: Folder, version: str | None = None) -> OpenDataset:
     """
     manifest = require_manifest(folder, version)
     try:
-        clips = pq.read_table(io.BytesIO(read_beside(folder, manifest, "index/clips.parquet")))
+        clips = read_table(read_beside(folder, manifest, "index/clips.parquet"))
     except pa.ArrowException as error:
         raise VerifyError(f"{folder}/index/clips.parquet is damaged ({error}): run motion-tokens verify") from error
     return OpenDataset(folder, manifest, clips)

@@ -29,6 +29,7 @@ from pipeline.export.splits import Splits
 from pipeline.hashing import digest_of
 from pipeline.run.ownership import Ownership
 from pipeline.run.tasks import RunTasks
+from pipeline.tables import read_stream
 
 Int64s = NDArray[np.int64]
 
@@ -220,8 +221,7 @@ class Gatherer:
             ) from error
         if not data:
             return None
-        with pa.ipc.open_stream(data) as reader:
-            return reader.read_all()
+        return read_stream(data)
 
 
 @dataclass(frozen=True)

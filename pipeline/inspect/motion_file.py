@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.contract.drop_reasons import ClipError, ClipProblem
 from pipeline.contract.resolve import codec_to_be, corpus_spec
@@ -25,6 +24,7 @@ from pipeline.sources.formats.arrays import HEADER_FAULTS, HEADER_READERS, ZIP_F
 from pipeline.sources.registry import cut_file, format_of, read_part
 from pipeline.stages.measure import UnitStatistics
 from pipeline.storage import Folder, StoredFile
+from pipeline.tables import open_parquet
 
 MAX_CLIPS, MAX_BYTES = 1000, 64 << 20
 """Of a file, no more is read."""
@@ -102,7 +102,7 @@ def stored_fields(folder: Folder, path: str, config: JobConfig) -> list[StoredFi
 
 def _columns(folder: Folder, path: str) -> Iterator[StoredField]:
     with folder.open(path) as file:
-        parquet = pq.ParquetFile(file)
+        parquet = open_parquet(file)
         yield StoredField("rows", f"{parquet.metadata.num_rows:,} in {parquet.metadata.num_row_groups} groups")
         for column in parquet.schema_arrow:
             yield StoredField(column.name, str(column.type), _is_numbers(column.type))

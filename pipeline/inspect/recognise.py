@@ -15,7 +15,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.contract.schema import CONTRACT_KEY
 from pipeline.dataset.paths import MANIFEST_PATH
@@ -23,6 +22,7 @@ from pipeline.errors import InputFormatError, InputNotFoundError
 from pipeline.sources.registry import SUFFIXES, format_by_suffix
 from pipeline.statistics.motion_statistics import STATISTICS_KIND
 from pipeline.storage import Folder, parent_and_name, without_secrets
+from pipeline.tables import metadata_of, read_footer
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
 STORE_PATH = "_store"
@@ -117,8 +117,8 @@ def _kind_of_json(folder: Folder, name: str) -> Kind:
 def _is_token_parquet(folder: Folder, name: str) -> bool:
     with folder.open(name) as file:
         try:
-            metadata = pq.read_metadata(file).metadata
-        except (pa.ArrowException, OSError, ValueError):
+            metadata = metadata_of(read_footer(file)).metadata
+        except (pa.ArrowException, EOFError, OSError, ValueError):
             return False
     return CONTRACT_KEY in (metadata or {})
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from bitwise_vae.config import PRESETS
@@ -24,6 +23,7 @@ from pipeline.errors import InputFormatError, OutputMismatchError, VerifyError
 from pipeline.inspect.recognise import Found, Kind
 from pipeline.sources.formats.arrays import array_from_npy
 from pipeline.storage import parent_and_name
+from pipeline.tables import open_parquet
 
 LEVELS_UP = 4
 """Folders above a shard in which its dataset.json is looked for."""
@@ -64,7 +64,7 @@ def open_token_shard(found: Found) -> TokenShard:
 
 
 def _of_parquet(data: bytes) -> TokenShard:
-    file = pq.ParquetFile(io.BytesIO(data))
+    file = open_parquet(io.BytesIO(data))
     metadata = file.metadata.metadata or {}
     contract = Contract.model_validate_json(metadata[CONTRACT_KEY])
     return TokenShard(file.read(), contract.codec, contract, True, LEDGER_KEY in metadata)

@@ -5,12 +5,9 @@ Knows no Ray or torch: who builds the shards is handed in.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import pyarrow.parquet as pq
 
 from pipeline.contract.resolve import default_windows_per_shard
 from pipeline.contract.specs import ExportSpec
@@ -32,6 +29,7 @@ from pipeline.run.tasks import RunTasks
 from pipeline.settings.job_config import JobConfig, SplitConfig
 from pipeline.sources.clip_filter import ClipFilter
 from pipeline.storage import Folder
+from pipeline.tables import read_table
 
 
 def export_datasets(
@@ -217,6 +215,6 @@ def _splits_of_index(datasets: Sequence[tuple[Folder, Manifest]]) -> dict[str, s
     listed: dict[str, str] = {}
     for folder, manifest in datasets:
         data = read_beside(folder, manifest, "index/clips.parquet")
-        index = pq.read_table(io.BytesIO(data), columns=["clip_id", "split"])
+        index = read_table(data, columns=["clip_id", "split"])
         listed.update(zip(index["clip_id"].to_pylist(), index["split"].to_pylist(), strict=True))
     return listed

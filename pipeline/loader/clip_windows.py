@@ -6,20 +6,19 @@ Knows no Ray or torch, and reads no shard.
 from __future__ import annotations
 
 import difflib
-import io
 from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset.manifest import Manifest, read_beside
 from pipeline.dataset.paths import WINDOW_INDEX_PATH
 from pipeline.errors import InputNotFoundError, VerifyError
 from pipeline.storage import Folder
+from pipeline.tables import read_table
 
 IntArray = NDArray[np.int64]
 
@@ -47,7 +46,7 @@ class ClipWindows:
         is_shuffled = manifest.export["shuffle"] != "none"
         path = WINDOW_INDEX_PATH if is_shuffled else "index/clips.parquet"
         try:
-            table = pq.read_table(io.BytesIO(read_beside(folder, manifest, path)))
+            table = read_table(read_beside(folder, manifest, path))
         except pa.ArrowException as error:
             raise VerifyError(f"{folder}/{path} is damaged ({error}): run motion-tokens verify") from error
         self.clip_ids, self.first, self.rows = self._of_windows(table) if is_shuffled else self._of_clips(table)

@@ -24,6 +24,7 @@ from pipeline.contract.specs import Contract
 from pipeline.dataset.manifest import ShardFile
 from pipeline.errors import ConfigError, VerifyError
 from pipeline.storage import Folder, StoredFile
+from pipeline.tables import metadata_of, open_parquet, read_footer
 
 Check = Literal["auto", "size", "sha256"]
 IntArray = NDArray[np.int64]
@@ -243,7 +244,7 @@ class RowGroups:
                 (start, self._folder.read_range_of(self._files[position], start, stop))
                 for start, stop in self._ranges(footer, group, names)
             ]
-            file = pq.ParquetFile(pa.PythonFile(_Pieces(pieces, shard.bytes), "r"), metadata=footer)
+            file = open_parquet(pa.PythonFile(_Pieces(pieces, shard.bytes), "r"), footer)
             table = file.read_row_group(group, columns=list(names), use_threads=False)
         except FileNotFoundError as error:
             if self._folder.exists(shard.path):
@@ -293,8 +294,7 @@ class RowGroups:
             needed = int.from_bytes(tail[-8:-4], "little") + 8
             if needed > len(tail):
                 tail = self._tail(shard, needed)
-            start = shard.bytes - len(tail)
-            footer = pq.ParquetFile(pa.PythonFile(_Pieces([(start, tail)], shard.bytes), "r")).metadata
+            footer = metadata_of(read_footer(io.BytesIO(tail), shard.bytes))
         except FileNotFoundError as error:
             raise self._gone(shard) from error
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -21,6 +21,7 @@ from pipeline.plan.units import Unit, listed_of, stamp_of, unit_from_json
 from pipeline.sources.clip import Part
 from pipeline.sources.registry import cut_file, format_of
 from pipeline.storage import InputRoot, StoredFile
+from pipeline.tables import read_table
 
 FOOTER_THREADS = 16
 
@@ -122,5 +123,5 @@ def plan_to_bytes(plan: Plan) -> bytes:
 
 def plan_from_bytes(data: bytes) -> Plan:
     """Return the plan that `plan_to_bytes` wrote."""
-    rows = pq.read_table(io.BytesIO(data), schema=PLAN_SCHEMA).to_pylist()
+    rows = read_table(data, schema=PLAN_SCHEMA).to_pylist()
     return Plan(tuple(unit_from_json(row) for row in rows))

@@ -5,7 +5,6 @@ Knows no Ray, pictures or HTML. Bounded: shards, runs and windows that are looke
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitwise_vae.checkpoints.checkpoint import read_checkpoint
@@ -28,6 +26,7 @@ from pipeline.quality.decoding import Float32s, SampleFigures, decode_sample, me
 from pipeline.quality.sample import WindowSample
 from pipeline.run.history import read_runs
 from pipeline.stages.codec import pick_device
+from pipeline.tables import read_table
 
 REPORT_WINDOWS, SCALE_WINDOWS, CERTIFIED_WINDOWS = 64, 8, 8
 """Windows that are decoded; that are decoded with fewer scales; that are encoded again."""
@@ -285,7 +284,7 @@ def _named(folder: str) -> str:
 
 def _examples(dataset: OpenDataset) -> dict[str, list[str]]:
     try:
-        table = pq.read_table(io.BytesIO(dataset.folder.read("quarantine.parquet")))
+        table = read_table(dataset.folder.read("quarantine.parquet"))
     except FileNotFoundError:
         return {}
     found: dict[str, list[str]] = {}

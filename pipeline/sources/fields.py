@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.contract.carried import fields_to_carry, kind_of_type, kind_of_value
 from pipeline.contract.drop_reasons import ClipError
@@ -27,6 +26,7 @@ from pipeline.sources.formats.arrays import ZIP_FAULTS, array_from_npy, empty_li
 from pipeline.sources.formats.webdataset import json_fields, member_head, sample_members
 from pipeline.sources.registry import format_of
 from pipeline.storage import Folder, InputRoot
+from pipeline.tables import metadata_of, read_footer
 
 MAX_FILES = 1000
 """Files of an input that are looked at for a field that none had so far."""
@@ -170,7 +170,7 @@ def _kind_of_column(kind: Any) -> str | None:
 
 def _columns(folder: Folder, path: str) -> Iterator[tuple[str, str | None]]:
     with folder.open(path) as file:
-        for column in pq.read_schema(file):
+        for column in metadata_of(read_footer(file)).schema.to_arrow_schema():
             yield column.name, _kind_of_column(column.type)
             if pa.types.is_struct(column.type):
                 for inner in column.type:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -34,6 +33,7 @@ from pipeline.stages.codec import Codec, numerics_here, open_codec, pick_device,
 from pipeline.stages.emit import Arrays, WindowEmitter, WindowSpans
 from pipeline.stages.read import UnitReader
 from pipeline.storage import InputRoot
+from pipeline.tables import read_table
 
 TOLERATED_SHARE = 1e-3
 """Share of differing bits, or of latents that differ by more than rounding, that other numerics explain."""
@@ -309,4 +309,4 @@ def _unit_ends(dataset: OpenDataset) -> Int64s:
 
 
 def _unit_index(dataset: OpenDataset) -> pa.Table:
-    return pq.read_table(pa.BufferReader(dataset.folder.read("index/units.parquet")))
+    return read_table(dataset.folder.read("index/units.parquet"))

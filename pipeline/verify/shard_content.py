@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.contract.columns import token_schema
 from pipeline.contract.specs import Contract
@@ -22,6 +21,7 @@ from pipeline.dataset.tar_shard import table_of_tar
 from pipeline.errors import VerifyError
 from pipeline.export.layout import mixed_hash
 from pipeline.hashing import canonical_json, hash64
+from pipeline.tables import open_parquet
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def content_of_parquet(data: bytes, contract: Contract) -> ShardContent:
     Raises:
         VerifyError: its contract or columns are not the dataset's.
     """
-    file = pq.ParquetFile(pa.BufferReader(data))
+    file = open_parquet(pa.BufferReader(data))
     if not contract.is_in(file.metadata.metadata):
         raise VerifyError("the contract in the footer is not the dataset's")
     return _content_of_rows(file.read(), contract)

@@ -6,7 +6,6 @@ Plan proves units, ledgers prove clips and windows, rows prove windows. Knows no
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.contract.drop_reasons import DropReason
 from pipeline.contract.windows import window_starts
@@ -30,6 +28,7 @@ from pipeline.hashing import digest_of
 from pipeline.plan.plan import units_digest
 from pipeline.settings.where import Where
 from pipeline.storage import Folder
+from pipeline.tables import read_table
 from pipeline.verify.shard_content import ShardContent, content_of_parquet, content_of_tar, window_sum
 
 MAX_FINDINGS = 100
@@ -348,4 +347,4 @@ def _read_checked(output: Folder, path: str, num_bytes: int, sha256: str, findin
 
 
 def _table(data: bytes | None) -> pa.Table | None:
-    return None if data is None else pq.read_table(io.BytesIO(data))
+    return None if data is None else read_table(data)

@@ -5,32 +5,29 @@ Knows no other format.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.contract.drop_reasons import ClipError, ClipProblem, DropReason
 from pipeline.contract.specs import CodecSpec, CorpusSpec
 from pipeline.sources.clip import ClipFields, Part, RawClip, fps_field, raw_clip
-from pipeline.sources.formats.parquet_footer import ChunkClaim, chunk_claims
 from pipeline.sources.formats.parquet_lists import is_list, motions_of, value_at
 from pipeline.sources.limits import MAX_GROWTH, growth_fault
 from pipeline.sources.stored_audio import StoredAudio
 from pipeline.storage import Folder
+from pipeline.tables import ChunkClaim, Footer, extension_of, metadata_of, open_parquet, read_footer
 
 BATCH_BYTES = 16 << 20
 """Of decoded rows in a batch, about."""
 
-_MAGIC = b"PAR1"
 _REFERENCE_BYTES = 8
 _FAULTS = (pa.ArrowException, OSError, ValueError, MemoryError)
 
@@ -79,8 +76,8 @@ def cut_parquet(folder: Folder, whole: Part, corpus: CorpusSpec) -> list[Part]:
     A file whose footer cannot be read stays whole: its reader reports it.
     """
     try:
-        with folder.open(whole.path) as file, closing(_opened(file)) as parquet, _damage_in("the footer"):
-            groups = list(_row_groups(parquet, whole))
+        with folder.open(whole.path) as file:
+            groups = list(_row_groups(_footer(file), whole))
             max_bytes = MAX_GROWTH * file.seek(0, os.SEEK_END)
     except ClipError:
         return [whole]
@@ -115,19 +112,16 @@ def read_parquet(
     flat_dim = corpus.motion_dim or codec.motion_dim
     with folder.open(part.path) as file:
         try:
-            parquet = _opened(file)
+            footer = _footer(file)
             with _damage_in("the footer"):
-                schema = parquet.schema_arrow
+                metadata = metadata_of(footer)
+                schema = metadata.schema.to_arrow_schema()
                 columns = _find_columns(schema, corpus)
                 texts = [name for name in columns.names() if name not in (columns.motion, columns.fps)]
                 repeating = [leaf for name in texts for leaf in _text_leaves(type_of(schema, name), name)]
-                if repeating:
-                    # long texts and bytes that repeat are held once
-                    parquet = pq.ParquetFile(
-                        file, metadata=parquet.metadata, pre_buffer=True, read_dictionary=repeating
-                    )
-                groups = list(_row_groups(parquet, part))
-                claims = _claims(parquet)
+                # long texts and bytes that repeat are held once
+                parquet = open_parquet(file, metadata, pre_buffer=True, read_dictionary=repeating)
+                groups = list(_row_groups(footer, part))
                 file_bytes = file.seek(0, os.SEEK_END)
         except ClipError as error:
             yield part.problem(part.stem, "", error.reason, error.detail)
@@ -136,26 +130,21 @@ def read_parquet(
         with closing(parquet):
             for group in groups:
                 try:
-                    num_bytes = _decoded_bytes(claims[group.index], columns, schema, file_bytes)
+                    num_bytes = _decoded_bytes(footer.groups[group.index].chunks, columns, schema, file_bytes)
                     for row, batch in _batches(parquet, group, columns, num_bytes, batch_bytes):
                         yield from _clips(batch, row, reading)
                 except ClipError as error:
                     yield part.problem(part.stem, _rows(group), error.reason, error.detail)
 
 
-def _opened(file: BinaryIO) -> Any:
-    """Return the ParquetFile; ClipError where the file is none or ends early."""
+def _footer(file: BinaryIO) -> Footer:
+    """Return the checked footer; ClipError where the file has none, ends early, or contradicts itself."""
     try:
-        return pq.ParquetFile(file, pre_buffer=True)
-    except _FAULTS as error:
-        _raise_if_storage(error)
-        num_bytes = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        head = file.read(len(_MAGIC))
-        file.seek(max(0, num_bytes - len(_MAGIC)))
-        is_cut = head == _MAGIC and file.read() != _MAGIC
-        reason = DropReason.TRUNCATED if is_cut else DropReason.UNREADABLE
-        raise ClipError(reason, f"no Parquet footer at the end of {num_bytes} bytes: {error}") from error
+        return read_footer(file)
+    except EOFError as error:
+        raise ClipError(DropReason.TRUNCATED, str(error)) from error
+    except ValueError as error:
+        raise ClipError(DropReason.UNREADABLE, str(error)) from error
 
 
 @contextmanager
@@ -186,13 +175,35 @@ def _find_columns(schema: Any, corpus: CorpusSpec) -> _Columns:
             return required(configured)
         return default if default in schema.names else None
 
-    return _Columns(
+    found = _Columns(
         motion=required(corpus.motion_field),
         clip_id=optional(corpus.clip_id_field, "clip_id"),
         fps=optional(fps_field(corpus), "fps"),
         carried=tuple(column.name for column in corpus.carry if _has_column(schema, column.name)),
         audio=corpus.audio.field if corpus.audio is not None and _has_column(schema, corpus.audio.field) else None,
     )
+    for name in found.names():
+        _refuse_pickles(name, _field(schema, name))
+    return found
+
+
+def _field(schema: Any, name: str) -> Any:
+    """Return the field of a column, or the field `b` of a struct column `a` for the name ``a.b``."""
+    if name in schema.names:
+        return schema.field(name)
+    outer, _, inner = name.partition(".")
+    return schema.field(outer).type.field(inner)
+
+
+def _refuse_pickles(name: str, field: Any) -> None:
+    """Raise ClipError where a column holds pickled objects, at any depth: loading one runs what its writer wants."""
+    extension = extension_of(field)
+    if extension is not None and extension.holds_pickles:
+        detail = f"column {name!r} holds pickled Python objects ({extension.name}): write it as numbers or text"
+        raise ClipError(DropReason.WRONG_DTYPE, detail)
+    kind = field.type
+    for index in range(kind.num_fields):
+        _refuse_pickles(name, kind.field(index))
 
 
 def _has_column(schema: Any, name: str) -> bool:
@@ -211,31 +222,20 @@ def _column(batch: Any, name: str) -> Any:
     return pc.struct_field(batch.column(outer), inner)
 
 
-def _row_groups(parquet: Any, part: Part) -> Iterator[_RowGroup]:
-    """Yield the row groups that hold rows of a part.
-
-    Sizes are those of all columns: asking pyarrow for one column's ends the process where its entry is damaged.
-    """
-    metadata, first_row = parquet.metadata, 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
+def _row_groups(footer: Footer, part: Part) -> Iterator[_RowGroup]:
+    """Yield the row groups that hold rows of a part; sizes are those of all columns."""
+    first_row = 0
+    for index, group in enumerate(footer.groups):
         start = max(first_row, part.start or 0)
         stop = first_row + group.num_rows
         if part.stop is not None:
             stop = min(stop, part.stop)
         if start < stop:
-            yield _RowGroup(index, first_row, start, stop, group.num_rows, group.total_byte_size)
+            yield _RowGroup(index, first_row, start, stop, group.num_rows, group.num_bytes)
         first_row += group.num_rows
 
 
-def _claims(parquet: Any) -> list[list[ChunkClaim]]:
-    """Return what the footer claims of every row group's chunks."""
-    footer = io.BytesIO()
-    parquet.metadata.write_metadata_file(footer)
-    return chunk_claims(footer.getbuffer()[len(_MAGIC) : -len(_MAGIC) - 4])
-
-
-def _decoded_bytes(chunks: list[ChunkClaim], columns: _Columns, schema: Any, file_bytes: int) -> int:
+def _decoded_bytes(chunks: Sequence[ChunkClaim], columns: _Columns, schema: Any, file_bytes: int) -> int:
     """Return the bytes that the wanted columns of a row group become.
 
     Raises:
@@ -260,8 +260,7 @@ def _is_in(chunk: ChunkClaim, name: str) -> bool:
 
 def type_of(schema: Any, name: str) -> Any:
     """Return the type of a column, or of the field `b` of a struct column `a` for the name ``a.b``."""
-    outer, _, inner = name.partition(".")
-    return schema.field(name).type if name in schema.names else schema.field(outer).type.field(inner).type
+    return _field(schema, name).type
 
 
 def _text_leaves(kind: Any, path: str) -> Iterator[str]:

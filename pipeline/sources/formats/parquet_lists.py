@@ -23,7 +23,6 @@ def motions_of(column: Any, flat_dim: int) -> Iterator[npt.NDArray[Any] | ClipEr
         column: Arrow array of lists of frames, or of flat lists of frames * flat_dim numbers; sliced or not.
         flat_dim: dims of a frame where the list is flat; 0 where nobody knows.
     """
-    column = _without_extension(column)
     if not is_list(column.type):
         yield from [ClipError(DropReason.WRONG_DTYPE, f"wanted lists of numbers, found {column.type}")] * len(column)
         return
@@ -79,7 +78,7 @@ def value_at(column: Any, row: int) -> Any:
     """Return one value: a list of numbers as array, else as Python has it; what Python cannot hold stays a scalar."""
     scalar = column[row]
     if is_list(column.type) and scalar.is_valid:
-        values = _without_extension(scalar.values)
+        values = scalar.values
         if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
             return values.to_numpy(zero_copy_only=False)
     try:
@@ -91,7 +90,3 @@ def value_at(column: Any, row: int) -> Any:
 def is_list(kind: Any) -> bool:
     """Return whether a type is one of Arrow's lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _without_extension(column: Any) -> Any:
-    return column.storage if isinstance(column, pa.ExtensionArray) else column

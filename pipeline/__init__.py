@@ -9,7 +9,7 @@
     plan                                              files -> units
     sources (formats/)                                files -> clips
     contract                                          what decides bytes
-    settings | storage                                what is asked; disk and object storage
+    settings | storage | tables                       what is asked; files; what Arrow decodes
     errors.py | hashing.py
 
 Read executors/plain_loop.py first: the stages in ten lines; then job/tokenize_job.py, the whole job.

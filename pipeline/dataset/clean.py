@@ -41,7 +41,7 @@ _RUN = re.compile(r"runs/[^/]+/run\.json")
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What may go: built by `find_outdated`, used up by `delete_outdated`."""
+    """What may go: built by `find_outdated`."""
 
     outdated: Mapping[str, Sequence[StoredFile]]
     """kind -> files, kinds in order of deletion."""
@@ -110,15 +110,27 @@ def find_outdated(output: Folder, keep: int) -> Cleaning:
     return Cleaning({kind: found for kind, found in outdated.items() if found}, kept, len(undated))
 
 
-def delete_outdated(owner: Ownership, cleaning: Cleaning) -> None:
-    """Delete what was found since this owner began, one kind after the other; it can be stopped and done again.
+def delete_outdated(ownership: Ownership, keep: int) -> Cleaning:
+    """Own an output, find what no kept version needs, delete it, and return what it was.
+
+    One kind goes after the other; it can be stopped and done again.
+
+    Args:
+        ownership: of the output; held meanwhile.
+        keep: as of `find_outdated`.
 
     Raises:
+        InputNotFoundError: there is no dataset; in a folder of something else nothing is written.
+        ActiveRunError: another run is active.
         OwnershipLostError: another run has taken over; what it needs is not deleted any more.
         StorageError: storage did not answer after all retries.
     """
-    for files in cleaning.outdated.values():
-        owner.delete(file.path for file in files)
+    require_manifest(ownership.output)
+    with ownership.held() as owner:
+        cleaning = find_outdated(owner.output, keep)
+        for files in cleaning.outdated.values():
+            owner.delete(file.path for file in files)
+    return cleaning
 
 
 def _publications(output: Folder, files: Iterable[StoredFile]) -> dict[str, str]:

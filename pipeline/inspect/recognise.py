@@ -118,7 +118,7 @@ def _is_token_parquet(folder: Folder, name: str) -> bool:
     with folder.open(name) as file:
         try:
             metadata = metadata_of(read_footer(file)).metadata
-        except (pa.ArrowException, EOFError, OSError, ValueError):
+        except (pa.ArrowException, OSError, ValueError):
             return False
     return CONTRACT_KEY in (metadata or {})
 

@@ -160,6 +160,7 @@ class Ownership:
         self._acquire()
         self._ticker.start(self._beat)
         try:
+            self.output.abandon_uploads()  # of an earlier owner, who may be paused just before they are seen
             yield self
         except Exception as error:
             if not isinstance(error, OwnershipLostError):
@@ -238,11 +239,10 @@ class Ownership:
             standing = _read(self.output)
             if standing is None or self._may_take_over(standing, watcher):
                 if self.output.swap(HEARTBEAT_PATH, standing, self._mine.to_bytes()):
-                    break
+                    return
                 continue
             self.has_waited = True
             self.output.retries.sleep(POLL_S)
-        self.output.abandon_uploads()  # of an earlier owner, who may be paused just before they are seen
 
     def _may_take_over(self, standing: bytes, watcher: _Watcher) -> bool:
         """Return whether the owner is known to be dead, or to be taken over from.

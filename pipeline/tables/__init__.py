@@ -6,13 +6,15 @@ Begin with `plain`. Knows no file system and no clip.
 
 from __future__ import annotations
 
-from pipeline.tables.footer import ChunkClaim, Footer, RowGroupClaim
+from pipeline.tables.footer import ChunkClaim, CutTableError, DamagedTableError, Footer, RowGroupClaim
 from pipeline.tables.parquet import metadata_of, open_parquet, read_footer, read_table
 from pipeline.tables.plain import Extension, extension_of
 from pipeline.tables.streams import read_stream
 
 __all__ = [
     "ChunkClaim",
+    "CutTableError",
+    "DamagedTableError",
     "Extension",
     "Footer",
     "RowGroupClaim",

@@ -1,4 +1,7 @@
-"""What a Parquet footer claims, read and checked without Arrow, whose accessors end the process where it is damaged."""
+"""What a Parquet footer claims, read and checked without Arrow's accessors.
+
+Those end the process where an entry is damaged.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 # Thrift's compact protocol.
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
@@ -20,6 +25,14 @@ _MAX_DEPTH = 64
 _MAX_INT64, _MAX_INT32 = (1 << 63) - 1, (1 << 31) - 1
 _FIRST_PAGE = 4
 """Pages begin behind the magic word."""
+
+
+class DamagedTableError(pa.ArrowInvalid):  # type: ignore[misc]
+    """What was read is no table, or contradicts itself; a ValueError too, as Arrow's own."""
+
+
+class CutTableError(DamagedTableError):
+    """A file begins as a table, and ends early."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ def parse_footer(thrift: bytes, edge: int) -> Footer:
         edge: where the footer begins in the file; pages end before it.
 
     Raises:
-        ValueError: it is none, or claims what cannot be.
+        DamagedTableError: it is none, or claims what cannot be.
     """
     try:
         message = _Thrift(thrift).struct()
@@ -68,7 +81,7 @@ def parse_footer(thrift: bytes, edge: int) -> Footer:
         _require(sum(group.num_rows for group in groups) == num_rows, "its row groups have other rows than the file")
         _require(8 not in message, "it is encrypted")
     except (IndexError, KeyError, TypeError, AttributeError, RecursionError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(f"the footer is no Parquet metadata: {type(error).__name__}") from error
+        raise DamagedTableError(f"the footer is no Parquet metadata: {type(error).__name__}") from error
     return Footer(bytes(thrift), num_rows, groups)
 
 
@@ -86,8 +99,9 @@ def _leaves(elements: list[dict[int, Any]]) -> list[_Leaf]:
         _require(depth < _MAX_DEPTH, "its schema is too deep")
         element = next(following, None)
         if element is None:
-            raise ValueError("the footer is damaged: its schema ends early")
-        name = path if depth == 0 else (*path, bytes(element[4]))
+            raise DamagedTableError("the footer is damaged: its schema ends early")
+        name = path if depth == 0 else (*path, element[4])
+        _require(all(type(part) is bytes for part in name), "a column has no name")
         _require(0 <= element.get(3, 0) <= 2, "a repetition is unknown")
         if 1 in element:  # a column
             _require(not element.get(5), "a column has columns of its own")
@@ -117,7 +131,7 @@ def _claim(chunk: dict[int, Any], leaf: _Leaf, edge: int) -> ChunkClaim:
     _require(not {8, 9} & chunk.keys(), "a column is encrypted")
     column = chunk[3]
     _require(column[1] == leaf.kind, "a column has another type than the schema")
-    _require(tuple(bytes(part) for part in column[3]) == leaf.path, "a column has another path than the schema")
+    _require(tuple(column[3]) == leaf.path, "a column has another path than the schema")
     _number(column[4], _NUM_CODECS - 1)
     num_values, encoded_bytes, stored_bytes = (_number(column[field], _MAX_INT64) for field in (5, 6, 7))
     begin = _number(column[9], _MAX_INT64)
@@ -134,13 +148,13 @@ def _claim(chunk: dict[int, Any], leaf: _Leaf, edge: int) -> ChunkClaim:
 
 def _number(value: Any, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"the footer is damaged: a number is {value!r}"[:200])
+        raise DamagedTableError(f"the footer is damaged: a number is {value!r}"[:200])
     return value
 
 
 def _require(is_so: bool, fault: str) -> None:
     if not is_so:
-        raise ValueError(f"the footer is damaged: {fault}")
+        raise DamagedTableError(f"the footer is damaged: {fault}")
 
 
 class _Thrift:

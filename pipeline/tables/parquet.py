@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.tables.footer import Footer, parse_footer
+from pipeline.tables.footer import CutTableError, DamagedTableError, Footer, parse_footer
 from pipeline.tables.plain import plain_footer
 
 _MAGIC = b"PAR1"
@@ -25,8 +25,8 @@ def read_footer(file: BinaryIO, file_bytes: int | None = None) -> Footer:
         file_bytes: of the whole file, where this is its end.
 
     Raises:
-        EOFError: the file begins as Parquet, and ends early.
-        ValueError: it is none, or contradicts itself.
+        CutTableError: the file begins as Parquet, and ends early.
+        DamagedTableError: it is none, or contradicts itself.
         OSError: what `file` raised.
     """
     held_bytes = file.seek(0, os.SEEK_END)
@@ -38,7 +38,7 @@ def read_footer(file: BinaryIO, file_bytes: int | None = None) -> Footer:
     if end[4:] != _MAGIC or edge < len(_MAGIC) or length > held_bytes - _END_BYTES:
         file.seek(0)
         is_cut = file.read(len(_MAGIC)) == _MAGIC and end[-len(_MAGIC) :] != _MAGIC
-        kind = EOFError if is_cut else ValueError
+        kind = CutTableError if is_cut else DamagedTableError
         raise kind(f"no Parquet footer at the end of {num_bytes} bytes")
     file.seek(held_bytes - _END_BYTES - length)
     return parse_footer(file.read(length), edge)
@@ -48,7 +48,7 @@ def metadata_of(footer: Footer) -> pq.FileMetaData:
     """Return a checked footer as Arrow has it, without extension types.
 
     Raises:
-        ValueError, pa.ArrowException, OSError: Arrow does not take it.
+        pa.ArrowException, OSError: Arrow does not take it.
     """
     return pq.read_metadata(pa.BufferReader(plain_footer(footer.thrift)))
 
@@ -62,7 +62,7 @@ def open_parquet(file: Any, metadata: pq.FileMetaData | None = None, **options: 
         options: of `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        EOFError, ValueError, pa.ArrowException, OSError: it is no Parquet file, or is damaged.
+        pa.ArrowException, OSError: it is no Parquet file, or is damaged.
     """
     metadata = metadata or metadata_of(read_footer(file))
     return pq.ParquetFile(file, metadata=metadata, arrow_extensions_enabled=False, **options)
@@ -78,7 +78,7 @@ def read_table(
         schema: that the columns must have.
 
     Raises:
-        EOFError, ValueError, pa.ArrowException, OSError: it is none, is damaged, or has another schema.
+        pa.ArrowException, OSError: it is none, is damaged, or has another schema.
     """
     file = open_parquet(pa.BufferReader(pa.py_buffer(data)))
     table = file.read(columns=None if columns is None else list(columns))

@@ -62,7 +62,8 @@ class Harm:
     again: str = "local"
     """Who mends it: an executor too; or "call", the plain loop in this process, which has no limit of time."""
     outage_s: float = 0.0
-    """How long the S3 server is gone, or the run stands still."""
+    pause_s: float = 0.0
+    """How long the run stands still."""
     seed: int = 0
     """Chooses the victim among several."""
 
@@ -127,7 +128,8 @@ def draw_harm(
         files=files,
         extra_s=chance.random(),
         again=executor if chance.random() < 0.25 else "local",
-        outage_s=round(chance.uniform(1, 20), 1) if kind in ("s3_restart", "pause") else 0.0,
+        outage_s=round(chance.uniform(1, 20), 1) if kind == "s3_restart" else 0.0,
+        pause_s=round(chance.uniform(1, 20), 1) if kind == "pause" else 0.0,
         seed=chance.randrange(1 << 30),
     )
 
@@ -243,7 +245,7 @@ def _strike(process: psutil.Popen, harm: Harm, grounds, mark: str) -> str:
         return str(grounds.cluster.remove_node(chance))
     if harm.kind == "pause":
         stopped = _stop_all(mark)
-        time.sleep(harm.outage_s)
+        time.sleep(harm.pause_s)
         _go_on(stopped)
         return "all processes"
     if harm.kind == "s3_restart":

@@ -65,6 +65,7 @@ def test_draw_harm_strikes_before_during_and_after_the_fragments(kind):
     assert any(harm.files == 0 for harm in drawn)
     assert all(harm.files < 40 for harm in drawn)
     assert all((1 <= harm.outage_s <= 20) == (kind == "s3_restart") for harm in drawn)
+    assert all((1 <= harm.pause_s <= 20) == (kind == "pause") for harm in drawn)
 
 
 def good_trial(kind, *exits, is_begun=True):

@@ -1,4 +1,4 @@
-"""The simulator's modules can be imported by its tests, which share one corpus."""
+"""The simulator's modules can be imported by its tests, which are given a corpus."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clip(name, num_frames):
     return sink.getvalue()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def corpus(tiny_codec):
     """An input at four times: a clip is replaced by one of the same length, a broken one comes, and is mended."""
     first = {f"clip{n}.npz": clip(f"clip{n}", 6 + 4 * n) for n in range(3)}

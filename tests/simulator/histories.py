@@ -21,7 +21,7 @@ import numpy as np
 from world import CURRENT, PLACES, WORLDS, Fault, Killed, Process, SimTicker, World
 
 from pipeline.contract.specs import Numerics
-from pipeline.dataset.clean import delete_outdated, find_outdated
+from pipeline.dataset.clean import delete_outdated
 from pipeline.dataset.manifest import Manifest, require_manifest
 from pipeline.dataset.open_dataset import open_dataset
 from pipeline.dataset.replay import units_to_retry
@@ -228,9 +228,7 @@ def run(corpus: Corpus, world_name: str, command: Command, name: str, ticker: Si
         config = load_config(None, [f"export.shuffle={command.shuffle}"])
         tell(target, name, export_datasets([output.url], owner, config, build_here, JobObserver()), ticker)
     else:
-        require_manifest(output)
-        with Ownership(output, name, ticker=ticker).held() as owner:
-            delete_outdated(owner, find_outdated(output, 1))
+        delete_outdated(Ownership(output, name, ticker=ticker), 1)
 
 
 def tell(output: Folder, name: str, manifest: Manifest, ticker: SimTicker) -> None:

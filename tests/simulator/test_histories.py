@@ -108,6 +108,13 @@ MET = {
         Move("kill", number=1),
         Move("steps", amount=3000),
     ],
+    "a run beats while it ends the uploads of others": [
+        Move("start", command=replace(TOKENIZE, when_active="take_over")),
+        Move("to", word="end uploads"),
+        Move("start", command=replace(TOKENIZE, place=("far", "1"))),
+        Move("steps", number=1, amount=3000),
+        Move("steps", amount=3000),
+    ],
     "a run that is taken over at its end releases nothing": [
         Move("start", command=TOKENIZE),
         Move("to", word="write o/dataset.json"),

@@ -23,11 +23,19 @@ COMMANDS = {
 }
 
 
+QUICK = ("a first run", "an export in place", "cleaning")
+
+
+def number_after(before):
+    """Return the number of the process that starts next."""
+    return sum(move.kind == "start" for move in before) + 1
+
+
 def num_operations(corpus, kind, before, command):
     """Return how many operations a command does when nobody disturbs it."""
     history = History(corpus, kind, [*before, Move("start", command=command), TO_THE_END])
     history.play()
-    number = sum(move.kind == "start" for move in before) + 1
+    number = number_after(before)
     told_of = [line for line in history.said if f"run{number} does" in line]
     return int(told_of[0].split(" does ")[1].split()[0])
 
@@ -41,11 +49,17 @@ def play(corpus, kind, moves, number):
     return history
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[] if name in QUICK and kind == "disk" else [pytest.mark.slow])
+        for name in COMMANDS
+        for kind in KINDS
+    ],
+)
 def test_the_same_command_ends_well_wherever_it_was_killed(corpus, name, kind):
     before, command = COMMANDS[name]
-    number = sum(move.kind == "start" for move in before) + 1
+    number = number_after(before)
     total = num_operations(corpus, kind, before, command)
     num_killed = 0
     for count in range(total):
@@ -55,15 +69,17 @@ def test_the_same_command_ends_well_wherever_it_was_killed(corpus, name, kind):
     assert num_killed == total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a first run", "a shuffled first run", "an export in place"])
 def test_the_same_command_ends_well_wherever_the_disk_was_full(corpus, name):
     before, command = COMMANDS[name]
-    number = sum(move.kind == "start" for move in before) + 1
+    number = number_after(before)
     for count in range(num_operations(corpus, "disk", before, command)):
         full = [Move("start", command=command), Move("steps", amount=count), Move("fault", amount=1, word="full")]
         play(corpus, "disk", [*before, *full, TO_THE_END, Move("start", command=command), TO_THE_END], number)
 
 
+@pytest.mark.slow
 def test_a_killed_run_then_no_clip_may_be_dropped_then_the_input_is_mended(corpus):
     for count in range(num_operations(corpus, "disk", BROKEN, TOKENIZE)):
         killed = [Move("start", command=TOKENIZE), Move("steps", amount=count), Move("kill")]

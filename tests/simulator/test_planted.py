@@ -1,4 +1,4 @@
-"""Mistakes planted into a copy of the program, each found by the five hundred histories of test_histories.py."""
+"""Mistakes planted into a copy of the program, each found by the histories of test_histories.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ SEEDS = 500
 JOB, EXPORT, OWNER = "pipeline/job/tokenize_job.py", "pipeline/job/export_job.py", "pipeline/run/ownership.py"
 FOLDER, PUBLISH, SHUFFLE = "pipeline/storage/folder.py", "pipeline/export/publish.py", "pipeline/export/shuffle.py"
 CLEAN, REQUEST, STORE = "pipeline/dataset/clean.py", "pipeline/job/request.py", "pipeline/dataset/token_store.py"
-HISTORIES = "tests/simulator/histories.py"
 
 LOOKS_AGAIN = "if owner.has_waited or _standing_versions(owner.output) != found.versions:"
 IS_MINE = "            if owner is not None and owner.run_id == self._mine.run_id:\n                return\n"
@@ -41,11 +40,11 @@ PLANTED = {
     ],
     "clean looks before it is the owner": [
         (
-            HISTORIES,
-            "        require_manifest(output)\n        with Ownership",
-            "        outdated = find_outdated(output, 1)\n        with Ownership",
+            CLEAN,
+            "    with ownership.held() as owner:",
+            "    found = find_outdated(ownership.output, keep)\n    with ownership.held() as owner:",
         ),
-        (HISTORIES, "delete_outdated(owner, find_outdated(output, 1))", "delete_outdated(owner, outdated)"),
+        (CLEAN, "        cleaning = find_outdated(owner.output, keep)", "        cleaning = found"),
     ],
     "a heartbeat's age is wall clock against wall clock": [
         (

@@ -8,7 +8,6 @@ from rich.table import Table
 from jobs.output.display import size_text
 from jobs.output.run_record import new_run_id
 from pipeline.dataset.clean import Cleaning, delete_outdated, find_outdated, refuse_active_run
-from pipeline.dataset.manifest import require_manifest
 from pipeline.run.ownership import Ownership
 from pipeline.settings.job_config import JobConfig
 from pipeline.storage import Folder
@@ -22,14 +21,11 @@ def run_clean(output: str, keep: int, is_meant: bool, config: JobConfig, console
         ActiveRunError: a run is active.
     """
     folder = Folder(output, config.run.storage_options)
-    if not is_meant:
+    if is_meant:
+        cleaning = delete_outdated(Ownership(folder, new_run_id()), keep)
+    else:
         refuse_active_run(folder)
         cleaning = find_outdated(folder, keep)
-    else:
-        require_manifest(folder)  # in a folder of something else nothing is written
-        with Ownership(folder, new_run_id()).held() as owner:
-            cleaning = find_outdated(folder, keep)
-            delete_outdated(owner, cleaning)
     _print_cleaning(cleaning, is_meant, console)
 
 

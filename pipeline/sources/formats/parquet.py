@@ -23,7 +23,16 @@ from pipeline.sources.formats.parquet_lists import is_list, motions_of, value_at
 from pipeline.sources.limits import MAX_GROWTH, growth_fault
 from pipeline.sources.stored_audio import StoredAudio
 from pipeline.storage import Folder
-from pipeline.tables import ChunkClaim, Footer, extension_of, metadata_of, open_parquet, read_footer
+from pipeline.tables import (
+    ChunkClaim,
+    CutTableError,
+    DamagedTableError,
+    Footer,
+    extension_of,
+    metadata_of,
+    open_parquet,
+    read_footer,
+)
 
 BATCH_BYTES = 16 << 20
 """Of decoded rows in a batch, about."""
@@ -141,9 +150,9 @@ def _footer(file: BinaryIO) -> Footer:
     """Return the checked footer; ClipError where the file has none, ends early, or contradicts itself."""
     try:
         return read_footer(file)
-    except EOFError as error:
+    except CutTableError as error:
         raise ClipError(DropReason.TRUNCATED, str(error)) from error
-    except ValueError as error:
+    except DamagedTableError as error:
         raise ClipError(DropReason.UNREADABLE, str(error)) from error
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.tables import ChunkClaim, metadata_of, open_parquet, read_footer
+from pipeline.tables import ChunkClaim, CutTableError, DamagedTableError, metadata_of, open_parquet, read_footer
 
 
 def parquet_of(table: pa.Table, **options: Any) -> bytes:
@@ -64,23 +64,30 @@ def test_read_footer_of_the_end_alone() -> None:
     assert read_footer(io.BytesIO(data[-4000:]), len(data)) == read_footer(io.BytesIO(data))
 
 
-def test_read_footer_of_a_cut_file_is_an_end_of_file() -> None:
+def test_a_damaged_table_is_told_as_arrow_tells_it() -> None:
+    """So whoever expects Arrow's errors, or a ValueError, meets no other."""
+    for kind in (DamagedTableError, CutTableError):
+        assert issubclass(kind, ValueError)
+        assert issubclass(kind, pa.ArrowException)
+
+
+def test_read_footer_of_a_cut_file_is_told_from_others() -> None:
     data = parquet_of(mixed_table())
-    with pytest.raises(EOFError, match="no Parquet footer"):
+    with pytest.raises(CutTableError, match="no Parquet footer"):
         read_footer(io.BytesIO(data[:-1]))
     for other in (b"", b"PAR1", b"no parquet", b"\0" * 100):
-        with pytest.raises((ValueError, EOFError), match="no Parquet footer"):
+        with pytest.raises(DamagedTableError, match="no Parquet footer"):
             read_footer(io.BytesIO(other))
-    with pytest.raises(ValueError, match="no Parquet footer"):
+    with pytest.raises(DamagedTableError, match="no Parquet footer"):
         read_footer(io.BytesIO(b"PAR1" + b"\xff\xff\xff\x7fPAR1"))
-    with pytest.raises(ValueError, match="footer is"):
+    with pytest.raises(DamagedTableError, match="footer is"):
         read_footer(io.BytesIO(b"PAR1" + b"\xff" * 50 + (50).to_bytes(4, "little") + b"PAR1"))
 
 
 def test_read_footer_of_a_chunk_beyond_the_pages_is_refused() -> None:
     data = parquet_of(mixed_table())
     cut = b"PAR1" + data[-8 - int.from_bytes(data[-8:-4], "little") :]  # the footer is whole, pages are gone
-    with pytest.raises(ValueError, match="a column lies outside the file"):
+    with pytest.raises(DamagedTableError, match="a column lies outside the file"):
         read_footer(io.BytesIO(cut))
 
 
@@ -95,6 +102,6 @@ def test_a_mutated_footer_is_read_or_refused() -> None:
             try:
                 metadata = metadata_of(read_footer(io.BytesIO(changed)))
                 num_read += open_parquet(io.BytesIO(changed), metadata).read(use_threads=False).num_rows > 0
-            except (EOFError, ValueError, OSError, pa.ArrowException):
+            except (OSError, pa.ArrowException):
                 continue
     assert num_read > 0
